@@ -1,0 +1,169 @@
+"""The prepared data set: what `prepare` writes and every later stage reads.
+
+A folder with
+
+- `sequences.parquet`   `user` (string, the raw id), `items` (list<int32>, item indices 0..I-1, oldest first)
+- `items.parquet`       `item` (string, the raw id), `count` (int64, interactions in the training part); row = index
+- `stats.json`          users, items, interactions, `data_hash`, how the raw data was treated
+- `tokenizer/`          the item vocabulary as a Hugging Face tokenizer
+- `oracle.parquet`      simulated shop only: `valid` and `test` (list<float32>, (I,)), the true next-item
+                        distribution at that step, rows as in `sequences.parquet`
+
+Leave-one-out: a user's last item is the test target, the second last the validation target, the rest trains.
+Users with fewer than three interactions only train.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from rl4rec.errors import UserError
+
+IntArray = npt.NDArray[np.int64]
+Fold = Literal["valid", "test"]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of unequal length, flat: row i is `values[offsets[i]:offsets[i + 1]]`."""
+
+    values: IntArray  # (total,)
+    offsets: IntArray  # (rows + 1,)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> IntArray:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> IntArray:
+        """Length of each row, (rows,)."""
+        return np.diff(self.offsets)
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Sequence[int] | IntArray]) -> Ragged:
+        """Flatten a list of rows."""
+        lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
+        flat = [np.asarray(row, dtype=np.int64) for row in rows]
+        values = np.concatenate(flat) if flat else np.empty(0, np.int64)
+        return cls(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+    def take(self, rows: IntArray) -> Ragged:
+        """The given rows, in the given order."""
+        return Ragged.from_rows([self[int(row)] for row in rows])
+
+    def drop_last(self, count: int) -> Ragged:
+        """Every row without its last `count` values (rows that are shorter become empty)."""
+        keep = np.maximum(self.lengths - count, 0)
+        position = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], self.lengths)
+        values = self.values[position < np.repeat(keep, self.lengths)]
+        return Ragged(values, np.concatenate([[0], np.cumsum(keep)]).astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Split:
+    """One fold of leave-one-out: histories and the item that came next."""
+
+    user_rows: IntArray  # (u,) row of each user in the data set
+    history: Ragged  # u rows, item indices, oldest first
+    targets: IntArray  # (u,)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """All sequences of a data set, with the vocabulary and the statistics. Item indices are 0..I-1."""
+
+    folder: Path
+    users: list[str]
+    item_ids: list[str]
+    item_counts: IntArray  # (I,) interactions in the training part
+    sequences: Ragged
+    stats: dict[str, Any]
+
+    @property
+    def num_items(self) -> int:
+        """Size of the catalogue, I."""
+        return len(self.item_ids)
+
+    @property
+    def data_hash(self) -> str:
+        """Digest of the sequences and the vocabulary (`content_hash`)."""
+        return str(self.stats["data_hash"])
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the item vocabulary is saved as a Hugging Face tokenizer."""
+        return self.folder / "tokenizer"
+
+    def train_sequences(self) -> Ragged:
+        """The training part of every user: all but the last two items (all, for users with fewer than three)."""
+        lengths = self.sequences.lengths
+        if (lengths >= 3).all():
+            return self.sequences.drop_last(2)
+        return Ragged.from_rows(
+            [row[:-2] if len(row) >= 3 else row for row in (self.sequences[i] for i in range(len(lengths)))]
+        )
+
+    def split(self, fold: Fold) -> Split:
+        """Histories and targets of a fold, for the users that have at least three interactions."""
+        back = 2 if fold == "valid" else 1
+        rows = np.flatnonzero(self.sequences.lengths >= 3)
+        kept = self.sequences if len(rows) == len(self.sequences) else self.sequences.take(rows)
+        return Split(rows, kept.drop_last(back), kept.values[kept.offsets[1:] - back])
+
+    def oracle(self, fold: Fold) -> npt.NDArray[np.float32] | None:
+        """True next-item distribution of the fold's users, (u, I), or None where it is not known."""
+        path = self.folder / "oracle.parquet"
+        if not path.exists():
+            return None
+        rows = self.split(fold).user_rows
+        column = pl.read_parquet(path, columns=[fold])[fold].to_numpy()
+        return np.stack(list(column[rows])).astype(np.float32)
+
+
+def content_hash(users: Sequence[str], item_ids: Sequence[str], sequences: Ragged) -> str:
+    """SHA-256 (first 16 hex digits) of users, item ids and sequences: equal data, equal hash, on any machine."""
+    digest = hashlib.sha256()
+    for names in (users, item_ids):
+        digest.update(json.dumps(list(names)).encode())
+    for array in (sequences.offsets, sequences.values):
+        digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_prepared(folder: Path | str) -> PreparedData:
+    """Read the folder that `prepare` wrote.
+
+    Raises:
+        UserError: a file is missing or does not have the expected columns.
+    """
+    folder = Path(folder)
+    try:
+        table = pl.read_parquet(folder / "sequences.parquet", columns=["user", "items"])
+        items = pl.read_parquet(folder / "items.parquet", columns=["item", "count"])
+        stats = json.loads((folder / "stats.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: not a prepared data set ({error}). Run `dvc repro prepare` first.") from None
+    except (pl.exceptions.PolarsError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder}: damaged prepared data ({error}). Run `dvc repro -f prepare`.") from None
+    lengths = table["items"].list.len().to_numpy().astype(np.int64)
+    values = table["items"].explode().drop_nulls().to_numpy().astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return PreparedData(
+        folder=folder,
+        users=table["user"].to_list(),
+        item_ids=items["item"].to_list(),
+        item_counts=items["count"].to_numpy().astype(np.int64),
+        sequences=Ragged(values, offsets),
+        stats=stats,
+    )

@@ -1,0 +1,84 @@
+"""Ranking metrics with one relevant item: the one definition that reward and evaluation share.
+
+With a single held-out item the ideal DCG is 1 (the target on top), so NDCG@k is the gain at the target's slot:
+`1 / log2(rank + 2)` for a 0-based rank below k, else 0 (Järvelin & Kekäläinen 2002, binary relevance).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+RewardType = Literal["ndcg", "hit", "mrr", "mixed"]
+
+
+def rank_gains(ranks: Tensor, *, k: int, metric: Literal["ndcg", "hit", "mrr"]) -> Tensor:
+    """Metric of each 0-based rank of the target; 0 at rank k and beyond.
+
+    ndcg: 1 / log2(rank + 2); hit: 1; mrr: 1 / (rank + 1).
+
+    Args:
+        ranks: any shape, integers >= 0.
+        k: cut-off, the number of slots that count.
+
+    Returns:
+        float64, the shape of `ranks`.
+    """
+    position = ranks.to(torch.float64)
+    match metric:
+        case "ndcg":
+            gains = 1.0 / torch.log2(position + 2.0)
+        case "hit":
+            gains = torch.ones_like(position)
+        case "mrr":
+            gains = 1.0 / (position + 1.0)
+    return torch.where(ranks < k, gains, torch.zeros_like(gains))
+
+
+def ndcg(ranks: Tensor, *, k: int) -> Tensor:
+    """NDCG@k of each user from the target's 0-based rank."""
+    return rank_gains(ranks, k=k, metric="ndcg")
+
+
+def hit_rate(ranks: Tensor, *, k: int) -> Tensor:
+    """HR@k of each user: 1 where the target is among the first k."""
+    return rank_gains(ranks, k=k, metric="hit")
+
+
+def mrr(ranks: Tensor, *, k: int) -> Tensor:
+    """MRR@k of each user: the reciprocal rank of the target, 0 beyond k."""
+    return rank_gains(ranks, k=k, metric="mrr")
+
+
+def slate_gains(
+    slates: Tensor,
+    targets: Tensor,
+    *,
+    reward_type: RewardType = "ndcg",
+    weights: tuple[float, float, float] = (0.5, 0.25, 0.25),
+) -> Tensor:
+    """Gain of each slot of each slate; the row sum is the metric at k = the slate's length.
+
+    Args:
+        slates: (..., k) item ids, best first, distinct within a slate.
+        targets: (...) or broadcastable to it, the held-out item.
+        reward_type: `mixed` is the weighted sum of ndcg, hit and mrr.
+        weights: of ndcg, hit and mrr, for `mixed`.
+
+    Returns:
+        (..., k) float32, 0 at every slot but the target's.
+    """
+    k = slates.shape[-1]
+    slots = torch.arange(k, device=slates.device)
+    match reward_type:
+        case "mixed":
+            ndcg_weight, hit_weight, mrr_weight = weights
+            per_slot = (
+                ndcg_weight * ndcg(slots, k=k) + hit_weight * hit_rate(slots, k=k) + mrr_weight * mrr(slots, k=k)
+            )
+        case "ndcg" | "hit" | "mrr":
+            per_slot = rank_gains(slots, k=k, metric=reward_type)
+    hits = slates == targets.unsqueeze(-1)
+    return torch.where(hits, per_slot, torch.zeros_like(per_slot)).to(torch.float32)  # (..., k)

@@ -1,0 +1,401 @@
+"""The whole experiment as frozen, validated settings: `params.yaml` is parsed once, into these models.
+
+This module imports neither torch nor transformers, so that a typo is reported in well under a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from rl4rec.errors import UserError
+
+
+def _no_bool(value: object) -> object:
+    """Reject `true`/`false` for a number: pydantic would read them as 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number, got a boolean")
+    return value
+
+
+# Lax on purpose: DVC writes 0.00008 as `8e-05`, which YAML 1.1 reads as a string.
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Probability = Annotated[Float, Field(ge=0, lt=1)]
+Positive = Annotated[Int, Field(ge=1)]
+Rate = Annotated[Float, Field(gt=0, le=1)]
+Seed = Annotated[Int, Field(ge=0, lt=2**32)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+class SimulatedShop(Section):
+    """The embedded made-up shop: latent tastes, item-to-item transitions, popularity skew."""
+
+    users: Positive = 1500
+    items: Annotated[Int, Field(ge=20)] = 200
+    tastes: Annotated[Int, Field(ge=1, le=64)] = 8
+    mean_length: Annotated[Float, Field(ge=5)] = 9.0
+    popularity_skew: Annotated[Float, Field(ge=0, le=3)] = 0.8
+    seed: Seed = 7
+
+
+class Columns(Section):
+    """Names of the columns of an `interactions` file."""
+
+    user: str = "user"
+    item: str = "item"
+    timestamp: str = "timestamp"
+
+
+class Download(Section):
+    """How the official files are fetched when no local copy is found."""
+
+    enabled: bool = True
+    timeout_s: Annotated[Float, Field(gt=0)] = 30.0
+    retries: Annotated[Int, Field(ge=0, le=20)] = 4
+
+
+class DataParams(Section):
+    """Where interactions come from and how they become sequences."""
+
+    source: Literal["amazon-beauty", "simulated", "sequences", "interactions"] = "amazon-beauty"
+    path: str | None = None
+    columns: Columns = Columns()
+    k_core: Annotated[Int, Field(ge=1)] = 5
+    deduplicate: Literal["exact", "user_item", "none"] = "exact"
+    download: Download = Download()
+    simulated: SimulatedShop = SimulatedShop()
+
+    @model_validator(mode="after")
+    def _own_file_needs_a_path(self) -> Self:
+        if self.source in ("sequences", "interactions") and self.path is None:
+            raise ValueError(f"source '{self.source}' needs `path`: the file with your data")
+        return self
+
+
+# --- policy --------------------------------------------------------------------------------------
+
+
+class PolicyParams(Section):
+    """The slate policy: a causal language model over items."""
+
+    init: Literal["scratch", "pretrained"] = "scratch"
+    model_name: Annotated[str, Field(min_length=1)] = "gpt2"
+    generation: Literal["slate", "autoregressive"] = "slate"
+    n_layer: Annotated[Int, Field(ge=1, le=96)] = 1
+    n_embd: Annotated[Int, Field(ge=4, le=8192)] = 64
+    n_head: Annotated[Int, Field(ge=1, le=128)] = 1
+    dropout: Probability = 0.2
+    max_history: Annotated[Int, Field(ge=1, le=1024)] = 50
+    mask_seen: bool = True
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd ({self.n_embd}) must be divisible by n_head ({self.n_head})")
+        return self
+
+
+# --- sft -----------------------------------------------------------------------------------------
+
+
+class SFTParams(Section):
+    """Supervised warm start: next-item cross-entropy."""
+
+    num_epochs: Annotated[Float, Field(gt=0)] = 60
+    max_steps: Positive | None = None
+    batch_size: Positive = 256
+    gradient_accumulation_steps: Positive = 1
+    learning_rate: Rate = 2e-3
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.01
+    adam_beta1: Probability = 0.9
+    adam_beta2: Probability = 0.98
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: Annotated[Int, Field(ge=0)] = 0
+    max_grad_norm: Annotated[Float, Field(gt=0)] = 1.0
+    label_smoothing: Probability = 0.0
+    eval_every_epochs: Positive = 4
+    early_stopping_patience: Positive | None = 4
+    logging_steps: Positive = 50
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    seed: Seed = 0
+
+
+# --- rl ------------------------------------------------------------------------------------------
+
+
+class CandidateParams(Section):
+    """What a slate is chosen from: the whole catalogue, or the target and sampled negatives."""
+
+    source: Literal["full", "uniform", "popularity"] = "uniform"
+    negatives: Positive = 500
+    popularity_exponent: Annotated[Float, Field(ge=0, le=2)] = 0.5
+
+
+class MixedReward(Section):
+    """Weights of the `mixed` reward."""
+
+    ndcg: Annotated[Float, Field(ge=0)] = 0.5
+    hit: Annotated[Float, Field(ge=0)] = 0.25
+    mrr: Annotated[Float, Field(ge=0)] = 0.25
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> Self:
+        if self.ndcg + self.hit + self.mrr <= 0:
+            raise ValueError("at least one weight must be above 0")
+        return self
+
+
+class LoraParams(Section):
+    """Low-rank adapters, used with `trainable: lora`."""
+
+    r: Annotated[Int, Field(ge=1, le=512)] = 8
+    alpha: Annotated[Float, Field(gt=0)] = 16.0
+    dropout: Probability = 0.0
+
+
+class AlgorithmParams(Section):
+    """What PPO and GRPO have in common."""
+
+    learning_rate: Rate
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    batch_size: Positive
+    gradient_accumulation_steps: Positive = 1
+    num_epochs: Annotated[Float, Field(gt=0)] | None = None
+    max_steps: Positive | None = None
+    max_grad_norm: Annotated[Float, Field(gt=0)] = 1.0
+    temperature: Annotated[Float, Field(gt=0, le=100)] = 1.0
+    kl_coef: Annotated[Float, Field(ge=0)] = 0.0
+    entropy_coef: Annotated[Float, Field(ge=0)] = 0.0
+    seed: Seed = 0
+
+
+class PPOParams(AlgorithmParams):
+    """Proximal policy optimisation (Schulman et al. 2017), one slate a prompt."""
+
+    learning_rate: Rate = 5e-4
+    batch_size: Positive = 1024
+    mini_batch_size: Positive = 512
+    ppo_epochs: Annotated[Int, Field(ge=1, le=100)] = 2
+    clip_range: Annotated[Float, Field(gt=0, lt=1)] = 0.2
+    clip_range_value: Annotated[Float, Field(gt=0)] | None = 0.2
+    value_coef: Annotated[Float, Field(ge=0)] = 0.5
+    value_learning_rate: Rate = 5e-3
+    kl_control: Literal["fixed", "adaptive"] = "fixed"
+    kl_target: Annotated[Float, Field(gt=0)] = 0.05
+    advantage: Literal["gae", "bandit"] = "gae"
+    gamma: Annotated[Float, Field(ge=0, le=1)] = 1.0
+    lam: Annotated[Float, Field(ge=0, le=1)] = 0.95
+    whiten_advantages: bool = True
+
+    @model_validator(mode="after")
+    def _mini_batches_divide(self) -> Self:
+        if self.batch_size % self.mini_batch_size:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be divisible by mini_batch_size ({self.mini_batch_size})"
+            )
+        return self
+
+    @property
+    def slates_per_step(self) -> int:
+        """Effective batch: slates generated for one rollout batch (one slate a prompt)."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+
+class GRPOParams(AlgorithmParams):
+    """Group relative policy optimisation (Shao et al. 2024) on TRL's GRPOTrainer."""
+
+    learning_rate: Rate = 5e-4
+    batch_size: Positive = 64
+    num_sample_generations: Annotated[Int, Field(ge=2, le=1024)] = 16
+    num_iterations: Annotated[Int, Field(ge=1, le=100)] = 1
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"] = "dr_grpo"
+    scale_rewards: Literal["group", "batch", "none"] = "none"
+    clip_range: Annotated[Float, Field(gt=0, lt=1)] = 0.2
+    clip_range_high: Annotated[Float, Field(gt=0)] | None = None
+
+    @property
+    def slates_per_step(self) -> int:
+        """Effective batch: prompts x generations x accumulation."""
+        return self.batch_size * self.num_sample_generations * self.gradient_accumulation_steps
+
+
+class RLParams(Section):
+    """Fine-tuning on the metric: what both algorithms share, then one section each."""
+
+    reward_type: Literal["ndcg", "hit", "mrr", "mixed"] = "ndcg"
+    mixed: MixedReward = MixedReward()
+    k: Annotated[Int, Field(ge=1, le=1000)] = 10
+    candidates: CandidateParams = CandidateParams()
+    trainable: Literal["all", "body", "lora"] = "body"
+    lora: LoraParams = LoraParams()
+    dropout: bool = True
+    sft_coef: Annotated[Float, Field(ge=0)] = 0.0
+    num_slates: Positive = 614_400
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.01
+    eval_every: Positive = 50
+    logging_steps: Positive = 10
+    ppo: PPOParams = PPOParams()
+    grpo: GRPOParams = GRPOParams()
+
+    @model_validator(mode="after")
+    def _slate_fits_the_candidates(self) -> Self:
+        if self.candidates.source != "full" and self.k > self.candidates.negatives + 1:
+            raise ValueError(
+                f"k ({self.k}) must be no larger than the candidate set "
+                f"(1 target + {self.candidates.negatives} negatives = {self.candidates.negatives + 1})"
+            )
+        return self
+
+
+# --- evaluate, compare, tracking -------------------------------------------------------------------
+
+
+class EvaluateParams(Section):
+    """Protocols of the evaluation; every metric's key names its protocol."""
+
+    ks: Annotated[tuple[Positive, ...], Field(min_length=1)] = (5, 10, 20)
+    negatives: Positive = 100
+    seed: Seed = 42
+    batch_size: Positive = 512
+
+    @model_validator(mode="after")
+    def _cutoffs_fit(self) -> Self:
+        if list(self.ks) != sorted(set(self.ks)):
+            raise ValueError(f"ks must be increasing without repeats, got {list(self.ks)}")
+        if self.ks[-1] > self.negatives + 1:
+            raise ValueError(
+                f"the largest of ks ({self.ks[-1]}) must be no larger than the candidate set "
+                f"(1 target + {self.negatives} negatives)"
+            )
+        return self
+
+
+class CompareParams(Section):
+    """Paired bootstrap over users."""
+
+    bootstrap_samples: Annotated[Int, Field(ge=100, le=1_000_000)] = 10_000
+    confidence: Annotated[Float, Field(gt=0.5, lt=1)] = 0.95
+    seed: Seed = 0
+
+
+class TrackingParams(Section):
+    """MLflow. `MLFLOW_TRACKING_URI` in the environment wins over `uri`."""
+
+    enabled: bool = True
+    uri: Annotated[str, Field(min_length=1)] = "sqlite:///mlflow.db"
+    experiment: Annotated[str, Field(min_length=1)] = "rl4rec"
+    system_metrics: bool = True
+
+
+class Params(Section):
+    """The whole of `params.yaml`."""
+
+    data: DataParams = DataParams()
+    policy: PolicyParams = PolicyParams()
+    sft: SFTParams = SFTParams()
+    rl: RLParams = RLParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    compare: CompareParams = CompareParams()
+    tracking: TrackingParams = TrackingParams()
+
+    @model_validator(mode="after")
+    def _reported_cutoff(self) -> Self:
+        if self.rl.k not in self.evaluate.ks:
+            raise ValueError(f"rl.k ({self.rl.k}) must be one of evaluate.ks {list(self.evaluate.ks)}")
+        return self
+
+
+# --- loading -------------------------------------------------------------------------------------
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice (plain YAML silently keeps the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_params(path: Path | str = "params.yaml") -> Params:
+    """Read and validate a params file.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or a setting is unknown, of the wrong type or out of range;
+            the message names the file, the key's path, the value and what is allowed.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file. Run from the project's root, or name the file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except (yaml.YAMLError, TypeError) as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected sections ({', '.join(Params.model_fields)}), got {raw!r}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(_explain(path, error)) from None
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        location = [part for part in item["loc"] if not (isinstance(part, str) and "[" in part)]
+        key = ".".join(str(part) for part in location) or "(whole file)"
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(location[:-1])
+            name = str(location[-1])
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            lines.append(f"  {key}: unknown key; {hint}Known here: {', '.join(known)}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            value = item["input"]
+            got = "" if isinstance(value, dict | BaseModel) else f" (got {value!r})"
+            near = difflib.get_close_matches(str(value), _choices(item), n=1) if got else []
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            lines.append(f"  {key}: {message}{got}{hint}")
+    return "\n".join([f"{path}: {len(lines)} invalid setting{'s' if len(lines) > 1 else ''}", *lines])
+
+
+def _choices(item: Any) -> list[str]:
+    expected = str(item.get("ctx", {}).get("expected", "")) if item["type"] == "literal_error" else ""
+    return expected.replace(" or ", ", ").replace("'", "").split(", ")
+
+
+def _fields_at(location: list[int | str]) -> list[str]:
+    """Names of the keys that the section at `location` knows."""
+    model: type[BaseModel] = Params
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        if get_origin(annotation) in (Union, types.UnionType):
+            annotation = next(a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel))
+        assert isinstance(annotation, type)
+        model = annotation
+    return list(model.model_fields)
