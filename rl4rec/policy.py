@@ -1,0 +1,335 @@
+"""SlatePolicy: a Hugging Face causal language model that reads a history once and proposes slates of items.
+
+Items are tokens of the model's vocabulary: item index i is token `item_offset + i`. Everything outside this module
+speaks in item indices 0..I-1. Histories are padded on the *right*: causal attention never looks at the padding, so no
+attention mask or position ids are needed, whatever position encoding the model uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from rl4rec.cross_entropy import linear_cross_entropy
+from rl4rec.slates import SlateLogProbs, greedy_slate, sample_slates, slate_log_probs
+from rl4rec.support import Histories, Support, build_support, pad_histories
+
+IGNORE = -100  # label of a position without a loss, as everywhere in transformers
+
+
+class SlatePolicyConfig(PreTrainedConfig):
+    """The wrapped model's configuration and how items sit in its vocabulary."""
+
+    model_type = "slate_policy"
+
+    def __init__(
+        self,
+        lm_config: dict[str, Any] | None = None,
+        num_items: int = 0,
+        item_offset: int = 0,
+        max_history: int = 50,
+        mask_seen: bool = True,
+        generation: str = "slate",
+        **kwargs: Any,
+    ) -> None:
+        self.lm_config = lm_config or {}
+        self.num_items = num_items
+        self.item_offset = item_offset
+        self.max_history = max_history
+        self.mask_seen = mask_seen
+        self.generation = generation
+        super().__init__(**kwargs)
+
+
+@dataclass
+class SlatePolicyOutput(ModelOutput):
+    """What `SlatePolicy.forward` returns; fields that were not asked for are None."""
+
+    loss: Tensor | None = None  # () mean next-item cross-entropy over labelled positions
+    states: Tensor | None = None  # (b, d) prompt states, after the last item of the history
+    log_probs: Tensor | None = None  # (b, g, k)
+    entropy: Tensor | None = None  # (b, g, k)
+    target_loss: Tensor | None = None  # () mean cross-entropy of the prompts' targets on the support
+
+
+class SlatePolicy(PreTrainedModel):  # type: ignore[misc]
+    """A causal LM whose item scores define a distribution over slates.
+
+    `generation: slate` (default): one forward pass gives the scores of a Plackett-Luce distribution, from which any
+    number of slates is drawn. `generation: autoregressive`: the LM generates item after item, each conditioned on the
+    ones before, under a constraint to the support and to distinct items; the reference for the fast route.
+    """
+
+    config_class = SlatePolicyConfig
+    base_model_prefix = "lm"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: SlatePolicyConfig, lm: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        if lm is None:
+            lm = AutoModelForCausalLM.from_config(_lm_config(config))
+        self.lm = lm
+        self.generation_config = lm.generation_config
+        self.matmul_dtype = torch.float32  # of the output layer in the SFT loss; set by the trainer
+        self.label_smoothing = 0.0
+        self.post_init()
+
+    # --- plumbing that transformers expects -------------------------------------------------------
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """Token embeddings of the wrapped model."""
+        return self.lm.get_input_embeddings()
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        """Output layer of the wrapped model."""
+        return self.lm.get_output_embeddings()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        self.lm._init_weights(module)
+
+    @property
+    def num_items(self) -> int:
+        """Size of the catalogue, I."""
+        return int(self.config.num_items)
+
+    def item_weight(self) -> Tensor:
+        """Output embeddings of the items, (I, d)."""
+        offset = self.config.item_offset
+        weight: Tensor = self.lm.get_output_embeddings().weight
+        return weight[offset : offset + self.num_items]
+
+    # --- reading histories -----------------------------------------------------------------------
+
+    def pad_histories(self, histories: Sequence[npt.NDArray[np.int64]]) -> Histories:
+        """The latest `max_history` items of each history, right-padded, on the policy's device."""
+        return pad_histories(histories, max_history=self.config.max_history, device=self.device)
+
+    def hidden_states(self, items: Tensor) -> Tensor:
+        """Backbone states at every position, (b, l, d), for right-padded item indices (b, l) with -1 as padding."""
+        tokens = items.clamp_min(0) + self.config.item_offset
+        output = self.lm.base_model(input_ids=tokens, use_cache=False)
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def prompt_states(self, histories: Histories) -> Tensor:
+        """State after the last item of each history, (b, d)."""
+        hidden = self.hidden_states(histories.items)
+        last = (histories.lengths - 1).view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
+        return hidden.gather(1, last).squeeze(1)
+
+    def support(self, histories: Histories, candidates: Tensor | None = None) -> Support:
+        """Candidates less the seen items (`mask_seen`): the one support of sampling and of all log-probabilities."""
+        return build_support(histories, candidates, num_items=self.num_items, mask_seen=self.config.mask_seen)
+
+    def candidate_scores(self, states: Tensor, support: Support) -> Tensor:
+        """Scores of the candidates, (b, c), or (b, n, c) for states (b, n, d)."""
+        weight = self.item_weight()
+        if support.items is None:
+            return states @ weight.T
+        index = support.items.clamp_max(self.num_items - 1)
+        # Scoring the catalogue and picking columns beats gathering rows of embeddings while it is small.
+        if self.num_items <= 16 * index.shape[1]:
+            scores = states @ weight.T
+            if scores.dim() == 3:
+                index = index.unsqueeze(1).expand(-1, scores.shape[1], -1)
+            return scores.gather(-1, index)
+        rows = weight[index]  # (b, c, d)
+        if states.dim() == 3:
+            return states @ rows.transpose(1, 2)
+        return torch.einsum("bd,bcd->bc", states, rows)
+
+    # --- one entry point with gradients ------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        histories: Histories | None = None,
+        candidates: Tensor | None = None,
+        slates: Tensor | None = None,
+        targets: Tensor | None = None,
+        temperature: float = 1.0,
+        **_: Any,
+    ) -> SlatePolicyOutput:
+        """Either the SFT loss (`input_ids`, `labels`) or the log-probabilities of slates (`histories`, `slates`).
+
+        Going through one `forward` keeps distributed wrappers (DDP, FSDP) in charge of gradients.
+
+        Args:
+            input_ids: (b, l) right-padded item indices, -1 is padding.
+            labels: (b, l) the item that came next at each position, `IGNORE` where there is none.
+            num_items_in_batch: divide the summed loss by this (gradient accumulation); default: the labelled positions.
+            histories: b prompts.
+            candidates: see `support`.
+            slates: (b, g, k) item indices inside the support.
+            targets: (b,) item indices inside the support; also return their mean cross-entropy.
+            temperature: scores are divided by it.
+        """
+        if histories is None:
+            assert input_ids is not None and labels is not None
+            hidden = self.hidden_states(input_ids)
+            keep = labels != IGNORE
+            total = linear_cross_entropy(
+                hidden[keep],
+                self.item_weight(),
+                labels[keep],
+                label_smoothing=self.label_smoothing,
+                matmul_dtype=self.matmul_dtype,
+            )
+            return SlatePolicyOutput(loss=total / (keep.sum() if num_items_in_batch is None else num_items_in_batch))
+
+        support = self.support(histories, candidates)
+        states = self.prompt_states(histories)
+        output = SlatePolicyOutput(states=states)
+        if slates is not None:
+            result = self.log_probs(histories, support, slates, temperature=temperature, states=states)
+            output.log_probs, output.entropy = result
+        if targets is not None:
+            scores = self.candidate_scores(states, support).masked_fill(~support.mask, -torch.inf)
+            index = support.positions(targets.view(-1, 1, 1)).flatten()
+            output.target_loss = torch.nn.functional.cross_entropy(scores.float(), index)
+        return output
+
+    # --- slates -----------------------------------------------------------------------------------
+
+    def log_probs(
+        self,
+        histories: Histories,
+        support: Support,
+        slates: Tensor,
+        *,
+        temperature: float = 1.0,
+        states: Tensor | None = None,
+    ) -> SlateLogProbs:
+        """Per-slot log-probabilities and entropies of slates under the policy, (b, g, k) each.
+
+        Args:
+            histories: b prompts.
+            support: what the slates were sampled from.
+            slates: (b, g, k) item indices.
+            temperature: scores are divided by it.
+            states: (b, d) prompt states if the caller has them (`generation: slate` only).
+        """
+        if self.config.generation == "autoregressive":
+            return self._autoregressive_log_probs(histories, support, slates, temperature)
+        if states is None:
+            states = self.prompt_states(histories)
+        scores = self.candidate_scores(states, support) / temperature
+        return slate_log_probs(scores, support.mask, support.positions(slates))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        histories: Histories,
+        support: Support,
+        *,
+        num_slates: int,
+        k: int,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw slates of distinct items, (b, num_slates, k) item indices, in evaluation mode (no dropout)."""
+        training = self.training
+        self.eval()
+        try:
+            if self.config.generation == "autoregressive":
+                return self._autoregressive_sample(histories, support, num_slates, k, temperature, generator)
+            scores = self.candidate_scores(self.prompt_states(histories), support) / temperature
+            positions = sample_slates(scores, support.mask, num_slates=num_slates, k=k, generator=generator)
+            return support.item_indices(positions)
+        finally:
+            self.train(training)
+
+    @torch.no_grad()
+    def recommend(self, histories: Sequence[npt.NDArray[np.int64]], *, k: int) -> tuple[Tensor, Tensor]:
+        """The k best unseen items of each history with their scores, (b, k) each.
+
+        Only the latest `max_history` items count as seen; longer histories are masked by the evaluator.
+        """
+        padded = self.pad_histories(histories)
+        support = self.support(padded)
+        scores = self.candidate_scores(self.prompt_states(padded), support)
+        items = greedy_slate(scores, support.mask, k=k)
+        return items, scores.gather(1, items)
+
+    @torch.no_grad()
+    def scores(self, histories: Sequence[npt.NDArray[np.int64]]) -> Tensor:
+        """Next-item scores over the whole catalogue, (b, I) float32; seen items are not masked."""
+        padded = self.pad_histories(histories)
+        return (self.prompt_states(padded) @ self.item_weight().T).float()
+
+    # --- the plain route: item after item ----------------------------------------------------------
+
+    def _rows_with_slates(self, histories: Histories, slates: Tensor) -> tuple[Tensor, Tensor]:
+        """Histories followed by slates: right-padded items (b*g, l+k) and the lengths (b*g,) of the histories."""
+        groups, k = slates.shape[1:]
+        items = histories.items.repeat_interleave(groups, 0)
+        items = torch.nn.functional.pad(items, (0, k), value=-1)  # (b*g, l+k)
+        lengths = histories.lengths.repeat_interleave(groups, 0)
+        columns = lengths.unsqueeze(1) + torch.arange(k, device=items.device)
+        return items.scatter(1, columns, slates.flatten(0, 1)), lengths
+
+    def _autoregressive_log_probs(
+        self, histories: Histories, support: Support, slates: Tensor, temperature: float
+    ) -> SlateLogProbs:
+        batch, groups, k = slates.shape
+        items, lengths = self._rows_with_slates(histories, slates)
+        hidden = self.hidden_states(items)
+        columns = (lengths - 1).unsqueeze(1) + torch.arange(k, device=items.device)  # (b*g, k)
+        states = hidden.gather(1, columns.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))  # (b*g, k, d)
+        states = states.view(batch, groups * k, -1)
+        scores = self.candidate_scores(states, support).view(batch, groups, k, -1) / temperature
+        positions = support.positions(slates)
+        log_probs, entropies = [], []
+        open_ = support.mask.unsqueeze(1).expand(-1, groups, -1)  # (b, g, c)
+        for slot in range(k):
+            log_q = torch.log_softmax(scores[:, :, slot].double().masked_fill(~open_, -torch.inf), -1)
+            position = positions[:, :, slot : slot + 1]
+            log_probs.append(log_q.gather(-1, position).squeeze(-1))
+            safe = log_q.masked_fill(~open_, 0.0)
+            entropies.append(-torch.where(open_, safe.exp() * safe, 0.0).sum(-1))
+            open_ = open_.scatter(-1, position, False)
+        return SlateLogProbs(torch.stack(log_probs, -1).float(), torch.stack(entropies, -1).float())
+
+    def _autoregressive_sample(
+        self,
+        histories: Histories,
+        support: Support,
+        num_slates: int,
+        k: int,
+        temperature: float,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        rows = Histories(
+            histories.items.repeat_interleave(num_slates, 0), histories.lengths.repeat_interleave(num_slates, 0)
+        )
+        listed = None if support.items is None else support.items.repeat_interleave(num_slates, 0)
+        open_ = support.mask.repeat_interleave(num_slates, 0)  # (b*g, c)
+        chosen: list[Tensor] = []
+        items = torch.nn.functional.pad(rows.items, (0, k), value=-1)
+        for slot in range(k):
+            width = rows.items.shape[1] + slot
+            states = self.prompt_states(Histories(items[:, :width], rows.lengths + slot))
+            scores = self.candidate_scores(states, Support(listed, open_)) / temperature
+            position = sample_slates(scores, open_, num_slates=1, k=1, generator=generator).view(-1, 1)
+            open_ = open_.scatter(1, position, False)
+            item = position if listed is None else listed.gather(1, position)
+            items = items.scatter(1, (rows.lengths + slot).unsqueeze(1), item)
+            chosen.append(item)
+        return torch.cat(chosen, 1).view(-1, num_slates, k)
+
+
+def _lm_config(config: SlatePolicyConfig) -> PreTrainedConfig:
+    values = dict(config.lm_config)
+    return AutoConfig.for_model(values.pop("model_type"), **values)

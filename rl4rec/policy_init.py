@@ -1,0 +1,101 @@
+"""Making a policy: a GPT-2 architecture from scratch, or any pretrained causal LM with item tokens added."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rl4rec.data.vocabulary import ITEM_OFFSET, item_token
+from rl4rec.errors import UserError
+from rl4rec.params import PolicyParams
+from rl4rec.policy import SlatePolicy, SlatePolicyConfig
+
+# Token slots kept free after the history, so that the autoregressive route can place a slate there.
+_SLATE_ROOM = 64
+
+
+def create_policy(
+    params: PolicyParams, item_ids: list[str], item_tokenizer: PreTrainedTokenizerBase
+) -> tuple[SlatePolicy, PreTrainedTokenizerBase]:
+    """A new policy over a catalogue, and the tokenizer of its vocabulary.
+
+    Args:
+        params: the `policy` section.
+        item_ids: raw ids, index order.
+        item_tokenizer: the item vocabulary that `prepare` saved.
+
+    Raises:
+        UserError: the pretrained model cannot be loaded.
+    """
+    match params.init:
+        case "scratch":
+            return _from_scratch(params, len(item_ids)), item_tokenizer
+        case "pretrained":
+            return _from_pretrained(params, item_ids)
+
+
+def _from_scratch(params: PolicyParams, num_items: int) -> SlatePolicy:
+    config = GPT2Config(
+        vocab_size=ITEM_OFFSET + num_items,
+        n_positions=params.max_history + _SLATE_ROOM,
+        n_embd=params.n_embd,
+        n_layer=params.n_layer,
+        n_head=params.n_head,
+        resid_pdrop=params.dropout,
+        embd_pdrop=params.dropout,
+        attn_pdrop=params.dropout,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
+    return _wrap(GPT2LMHeadModel(config), params, num_items, ITEM_OFFSET)
+
+
+def _from_pretrained(params: PolicyParams, item_ids: list[str]) -> tuple[SlatePolicy, PreTrainedTokenizerBase]:
+    """Add one token an item to a pretrained model; new rows start at the old embeddings' mean and spread."""
+    name = params.model_name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        lm = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+    except (OSError, ValueError, EnvironmentError) as error:
+        what = "the folder" if Path(name).exists() else "the Hugging Face hub id"
+        raise UserError(
+            f"policy.model_name: cannot load {what} '{name}' as a causal language model with safetensors weights: {error}"
+        ) from None
+    positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and positions < params.max_history:
+        raise UserError(f"policy.max_history: {params.max_history} is more than '{name}' reads ({positions} positions)")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    # GRPO's token prompts part history and candidates with a separator; item tokens never merge with text.
+    tokenizer.add_special_tokens({"sep_token": "<|candidates|>"})
+    item_offset = len(tokenizer)
+    added = tokenizer.add_tokens([f"<|item:{item_token(raw)}|>" for raw in item_ids])
+    if added != len(item_ids):
+        raise UserError(f"policy.model_name: '{name}' already has some of the item tokens; use a plain checkpoint")
+    lm.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    return _wrap(lm, params, len(item_ids), item_offset), tokenizer
+
+
+def _wrap(lm: PreTrainedModel, params: PolicyParams, num_items: int, item_offset: int) -> SlatePolicy:
+    config = SlatePolicyConfig(
+        lm_config=lm.config.to_dict(),
+        num_items=num_items,
+        item_offset=item_offset,
+        max_history=params.max_history,
+        mask_seen=params.mask_seen,
+        generation=params.generation,
+        pad_token_id=lm.config.pad_token_id,
+        tie_word_embeddings=lm.config.tie_word_embeddings,
+    )
+    return SlatePolicy(config, lm)

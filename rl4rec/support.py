@@ -1,0 +1,80 @@
+"""Padded histories, and the one masked support that sampling and all log-probabilities share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+class Histories(NamedTuple):
+    """Right-padded histories, oldest item first."""
+
+    items: Tensor  # (b, l) item indices; -1 is padding
+    lengths: Tensor  # (b,) at least 1
+
+
+class Support(NamedTuple):
+    """What a slate may be chosen from. `items` None: the whole catalogue, candidate c is item c."""
+
+    items: Tensor | None  # (b, c) item indices in rising order, `num_items` is padding
+    mask: Tensor  # (b, c) bool
+
+    def positions(self, slates: Tensor) -> Tensor:
+        """Candidate positions of item indices, (b, g, k) -> (b, g, k)."""
+        if self.items is None:
+            return slates
+        flat = slates.reshape(slates.shape[0], -1)
+        return torch.searchsorted(self.items, flat.contiguous()).view(slates.shape)
+
+    def item_indices(self, positions: Tensor) -> Tensor:
+        """Item indices of candidate positions, (b, g, k) -> (b, g, k)."""
+        if self.items is None:
+            return positions
+        return self.items.gather(1, positions.reshape(positions.shape[0], -1)).view(positions.shape)
+
+
+def pad_histories(
+    histories: Sequence[npt.NDArray[np.int64]], *, max_history: int, device: torch.device | str = "cpu"
+) -> Histories:
+    """The latest `max_history` items of each history, right-padded with -1.
+
+    Raises:
+        ValueError: a history is empty.
+    """
+    lengths = np.fromiter((min(len(h), max_history) for h in histories), dtype=np.int64, count=len(histories))
+    if len(lengths) and lengths.min() < 1:
+        raise ValueError("a history is empty: the policy needs at least one item to read")
+    padded = np.full((len(histories), int(lengths.max(initial=1))), -1, dtype=np.int64)
+    for row, history in enumerate(histories):
+        padded[row, : lengths[row]] = history[-max_history:]
+    return Histories(torch.from_numpy(padded).to(device), torch.from_numpy(lengths).to(device))
+
+
+def build_support(
+    histories: Histories, candidates: Tensor | None = None, *, num_items: int, mask_seen: bool = True
+) -> Support:
+    """Candidates less the items seen in the history.
+
+    Args:
+        histories: b prompts.
+        candidates: (b, c) item indices in rising order, padded with `num_items`; None: the whole catalogue.
+        num_items: size of the catalogue.
+        mask_seen: take the items of the history out.
+    """
+    items = histories.items
+    if candidates is None:
+        mask = torch.ones(len(items), num_items + 1, dtype=torch.bool, device=items.device)
+        if mask_seen:
+            mask.scatter_(1, torch.where(items < 0, num_items, items), False)
+        return Support(None, mask[:, :-1])
+    mask = candidates < num_items
+    if mask_seen:
+        columns = torch.searchsorted(candidates, items.contiguous()).clamp_max(candidates.shape[1] - 1)
+        seen = (candidates.gather(1, columns) == items).to(torch.int8)
+        mask = mask & (torch.zeros_like(mask, dtype=torch.int8).scatter_add(1, columns, seen) == 0)
+    return Support(candidates, mask)
