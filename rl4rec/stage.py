@@ -1,0 +1,64 @@
+"""What every pipeline script does around its work: read the params, set up logging, report a user's mistake.
+
+A script ends with `run_stage(main)`, which calls `main(params)`, or with `run_variant_stage(main, ("ppo", "grpo"))`,
+which calls `main(params, "ppo")` for `python pipelines/rl.py ppo`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rl4rec.errors import UserError
+from rl4rec.params import Params, load_params
+
+_NOISY = ("alembic", "httpx", "httpcore", "urllib3", "filelock", "fsspec", "matplotlib", "mlflow.store", "git")
+
+
+def run_stage(main: Callable[[Params], None]) -> None:
+    """Run `main` with the params of `--params PATH` (default `params.yaml`).
+
+    A `UserError` becomes a message on stderr and exit status 2; an interruption exits with 130.
+    """
+    arguments = _parser().parse_args()
+    _run(arguments.params, main)
+
+
+def run_variant_stage(main: Callable[[Params, str], None], variants: Sequence[str]) -> None:
+    """As `run_stage`, for a script whose first argument chooses one of `variants`, which `main` gets second."""
+    parser = _parser()
+    parser.add_argument("variant", choices=list(variants))
+    arguments = parser.parse_args()
+    _run(arguments.params, lambda params: main(params, arguments.variant))
+
+
+def set_up_logging() -> None:
+    """Log to stderr: this project from INFO on, chatty libraries from WARNING on."""
+    layout = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=layout, datefmt="%H:%M:%S")
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)")
+    return parser
+
+
+def _run(path: Path, main: Callable[[Params], None]) -> None:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    set_up_logging()
+    try:
+        main(load_params(path))
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)

@@ -1,0 +1,299 @@
+"""MLflow: one parent run a pipeline, a child run a stage.
+
+Tracking never stops a stage: whatever MLflow raises becomes a warning, unsent metrics are tried again at the next
+flush, and the training logs in `logs/` hold them in any case. Step metrics are buffered and sent in batches.
+
+DVC starts every stage as a process of its own. Stages belong together when they have the same `RL4REC_PIPELINE_ID`
+or, without it, the same `dvc` process above them; a stage run by hand is a pipeline of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from rl4rec.data.prepared import PreparedData
+from rl4rec.params import Params
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+logger = logging.getLogger(__name__)
+
+PIPELINE_TAG = "rl4rec.pipeline"
+_FLUSH_SECONDS = 15.0  # between two batches of metrics
+_RETRY_SECONDS = 60.0  # after a failure
+_BATCH = 1000  # metrics a request, MLflow's limit
+_PARAM_CHARACTERS = 6000  # of a value, MLflow's limit
+_PARAMS_BATCH = 100
+_SERVING_PACKAGES = (
+    "mlflow",
+    "numpy",
+    "pandas",
+    "polars",
+    "pydantic",
+    "pyyaml",
+    "safetensors",
+    "torch",
+    "transformers",
+)
+
+# A server that is down costs seconds, not MLflow's default of four minutes; a new database makes no noise.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "5",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+class StageRun:
+    """The MLflow run of one stage; without a run (tracking off, or it failed to start) every method does nothing."""
+
+    def __init__(self, client: MlflowClient | None = None, run_id: str | None = None, mask_seen: bool = True) -> None:
+        self.run_id = run_id
+        self._client = client
+        self._mask_seen = mask_seen
+        self._pending: list[Metric] = []
+        self._next_flush = 0.0
+
+    def log_params(self, values: Mapping[str, object]) -> None:
+        """Log settings; nested mappings are flattened with dots, values too long for MLflow are cut."""
+        if self._client is None or self.run_id is None:
+            return
+        with _guard("params"):
+            from mlflow.entities import Param
+
+            params = [Param(key, _param_text(value)) for key, value in flatten(values).items()]
+            for start in range(0, len(params), _PARAMS_BATCH):
+                self._client.log_batch(self.run_id, params=params[start : start + _PARAMS_BATCH])
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log metrics at a step (buffered); `@` becomes `_at_`, which MLflow accepts in a name."""
+        if self._client is None:
+            return
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._pending.extend(
+            Metric(name.replace("@", "_at_"), float(value), now, step or 0) for name, value in metrics.items()
+        )
+        if time.monotonic() >= self._next_flush or len(self._pending) >= _BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send the buffered metrics; those that could not be sent stay buffered."""
+        if self._client is None or self.run_id is None or not self._pending:
+            return
+        wait = _RETRY_SECONDS
+        with _guard("metrics"):
+            while self._pending:
+                self._client.log_batch(self.run_id, metrics=self._pending[:_BATCH], synchronous=True)
+                del self._pending[:_BATCH]
+            wait = _FLUSH_SECONDS
+        self._next_flush = time.monotonic() + wait
+
+    def log_dataset(self, data: PreparedData, context: str) -> None:
+        """Log the prepared data as an input of the run: digest, source and size; `context` is e.g. `training`."""
+        if self._client is None:
+            return
+        with _guard("dataset"):
+            import mlflow
+            from mlflow.data.dataset_source_registry import get_dataset_source_from_json
+            from mlflow.data.meta_dataset import MetaDataset
+
+            source = get_dataset_source_from_json(json.dumps({"uri": str(data.folder.resolve())}), "local")
+            stats = {k: v for k, v in data.stats.items() if isinstance(v, str | int | float)}
+            name = str(stats.get("source", "prepared"))
+            dataset = MetaDataset(source, name=name, digest=data.data_hash)  # type: ignore[abstract]
+            mlflow.log_input(dataset, context=context, tags={k: str(v)[:500] for k, v in stats.items()})
+
+    def log_policy(self, folder: Path, data: PreparedData) -> None:
+        """Log a saved policy as a servable model (`rl4rec/serving.py`): raw item ids in, ranked item ids out."""
+        if self._client is None:
+            return
+        with _guard("policy"):
+            import mlflow
+            from mlflow.models import ModelSignature
+            from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+            package = Path(__file__).parent
+            strings, doubles = Array(DataType.string), Array(DataType.double)
+            signature = ModelSignature(
+                inputs=Schema([ColSpec(strings, "history")]),
+                outputs=Schema([ColSpec(strings, "items"), ColSpec(doubles, "scores")]),
+                params=ParamSchema([ParamSpec("k", DataType.long, 10)]),
+            )
+            history = [data.item_ids[int(item)] for item in data.sequences[0][:3]]
+            mlflow.pyfunc.log_model(
+                name="policy",
+                python_model=str(package / "serving.py"),
+                artifacts={"policy": str(folder), "items": str(data.folder / "items.parquet")},
+                code_paths=[str(package)],
+                model_config={"mask_seen": self._mask_seen},
+                signature=signature,
+                input_example=({"history": [history]}, {"k": 5}),
+                pip_requirements=_serving_requirements(),
+                metadata={"data_hash": data.data_hash},
+            )
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Log a file, or a folder with all it holds."""
+        if self._client is None or self.run_id is None:
+            return
+        with _guard(f"artifact {path}"):
+            log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+            log(self.run_id, str(path), folder)
+
+
+@contextlib.contextmanager
+def stage_run(stage: str, params: Params, *, name: str | None = None) -> Iterator[StageRun]:
+    """Track a stage as a child run of its pipeline.
+
+    Args:
+        stage: the stage, e.g. `rl`; decides which settings are logged.
+        params: all settings.
+        name: of the run, e.g. `rl-ppo`; what follows the stage's name is its variant. Default: the stage.
+
+    Yields:
+        The run, which does nothing when tracking is off or could not start.
+    """
+    name = name or stage
+    if not params.tracking.enabled:
+        yield StageRun()
+        return
+    run = StageRun()
+    parent = None
+    with _guard("the start of the run"):
+        client, parent, run_id = _start(stage, params, name)
+        run = StageRun(client, run_id, params.policy.mask_seen)
+    run.log_params(stage_settings(params, stage, name.removeprefix(stage).strip("-@")))
+    status = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        run.flush()
+        if run.run_id is not None:
+            with _guard("the end of the run"):
+                _end(parent, status)
+
+
+def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested mappings as one level, keys joined with dots."""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def stage_settings(params: Params, stage: str, variant: str = "") -> dict[str, object]:
+    """The settings a stage works with; those of `rl.ppo` and `rl.grpo` are named alike, so that both line up."""
+    settings: dict[str, Any] = params.model_dump(mode="json")
+    match stage:
+        case "prepare":
+            return {"data": settings["data"]}
+        case "sft":
+            return {"policy": settings["policy"], "sft": settings["sft"]}
+        case "rl":
+            rl = settings["rl"]
+            algorithms = {name: rl.pop(name) for name in ("ppo", "grpo")}
+            return {"policy": settings["policy"], "rl": {"algorithm": variant, **rl, **algorithms.get(variant, {})}}
+        case "evaluate":
+            return {"evaluated": variant, "evaluate": settings["evaluate"]}
+        case _:
+            return {stage: settings.get(stage, {})}
+
+
+def pipeline_id() -> str | None:
+    """What the stages of one pipeline share: `RL4REC_PIPELINE_ID`, or the `dvc` process above this one, or None."""
+    given = os.environ.get("RL4REC_PIPELINE_ID")
+    if given:
+        return given
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process().parents():
+            with contextlib.suppress(psutil.Error):
+                if any(Path(part).name in ("dvc", "dvc.exe") for part in process.cmdline()[:3]):
+                    experiment = os.environ.get("DVC_EXP_NAME", "")  # a queue's worker runs several experiments
+                    return "-".join(filter(None, ["dvc", str(process.pid), f"{process.create_time():.2f}", experiment]))
+    return None
+
+
+def _start(stage: str, params: Params, name: str) -> tuple[MlflowClient, str, str]:
+    """Find or make the pipeline's run, start the stage's run below it; client, parent's id, own id."""
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    import mlflow
+
+    mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or params.tracking.uri)
+    experiment = mlflow.set_experiment(params.tracking.experiment).experiment_id
+    client = mlflow.MlflowClient()
+    parent = _pipeline_run(client, experiment, params)
+    run = mlflow.start_run(
+        run_name=name,
+        nested=True,
+        parent_run_id=parent,
+        tags={"rl4rec.stage": stage},
+        log_system_metrics=params.tracking.system_metrics,
+    )
+    return client, parent, run.info.run_id
+
+
+def _pipeline_run(client: MlflowClient, experiment: str, params: Params) -> str:
+    pipeline = pipeline_id() or f"{os.getpid()}-{time.time():.3f}"
+    found = client.search_runs([experiment], f"tags.`{PIPELINE_TAG}` = '{pipeline}'", max_results=1)
+    if found:
+        client.update_run(found[0].info.run_id, status="RUNNING")
+        return str(found[0].info.run_id)
+    name = os.environ.get("DVC_EXP_NAME") or time.strftime("pipeline-%Y%m%d-%H%M%S")
+    run = client.create_run(experiment, tags={PIPELINE_TAG: pipeline}, run_name=name)
+    run_id = str(run.info.run_id)
+    StageRun(client, run_id).log_params(params.model_dump(mode="json"))
+    return run_id
+
+
+def _end(parent: str | None, status: str) -> None:
+    import mlflow
+
+    try:
+        mlflow.end_run(status)
+    finally:
+        if parent is not None:
+            mlflow.MlflowClient().set_terminated(parent, status)
+
+
+@contextlib.contextmanager
+def _guard(what: str) -> Iterator[None]:
+    """Turn whatever MLflow raises into a warning."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("MLflow: %s not tracked: %s", what, str(error).split("\n")[0][:300])
+
+
+def _param_text(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= _PARAM_CHARACTERS else text[: _PARAM_CHARACTERS - 3] + "..."
+
+
+def _serving_requirements() -> list[str]:
+    """The pinned packages that serving needs, as installed."""
+    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in _SERVING_PACKAGES]
