@@ -1,0 +1,196 @@
+"""Evaluate a scorer under every protocol, or quickly under one (`validate`, for use during training).
+
+Protocols: `full` ranks the whole catalogue without the items that the user has seen, `full_unmasked` with them,
+`sampled<n>` the target among n sampled negatives. The negatives exclude everything the user ever took, so masking
+would change nothing there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from torch import Tensor
+
+from rl4rec import metrics
+from rl4rec.data.prepared import Fold, PreparedData
+from rl4rec.evaluation.negatives import Negatives, sample_negatives
+from rl4rec.evaluation.ranking import (
+    BlockScorer,
+    RankedFold,
+    Scorer,
+    count_recommended,
+    full_ranks,
+    ranked_fold,
+    sampled_ranks,
+    score_blocks,
+    seen_pairs,
+)
+from rl4rec.params import EvaluateParams
+
+FOLDS: tuple[Fold, Fold] = ("valid", "test")
+DECIMALS = 8
+
+Ranks = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one policy (as in `metrics/<policy>.json`) and the per-user ranks behind them."""
+
+    metrics: dict[str, Any]
+    ranks: pl.DataFrame  # user_row, then <fold>_<full|full_unmasked|sampled>, int32, 0 is the top
+
+
+def validate(
+    scorer: Scorer, data: PreparedData, *, fold: Fold = "valid", k: int = 10, batch_size: int = 512
+) -> dict[str, float]:
+    """NDCG@k and HR@k of the full ranking without seen items: `{"full/ndcg@10": .., "full/hit@10": ..}`.
+
+    Raises:
+        UserError: a score is NaN.
+    """
+    ranked = ranked_fold(data, fold)
+    parts = []
+    blocks = score_blocks(
+        ranked.block_scorer(scorer), users=len(ranked.targets), num_items=data.num_items, batch_size=batch_size
+    )
+    for start, stop, scores in blocks:
+        targets = torch.from_numpy(ranked.targets[start:stop]).to(scores.device)
+        parts.append(full_ranks(scores, targets, seen_pairs(ranked, start, stop, scores.device))[0].cpu())
+    ranks = torch.cat(parts)
+    return {
+        f"full/ndcg@{k}": float(metrics.ndcg(ranks, k=k).mean()),
+        f"full/hit@{k}": float(metrics.hit_rate(ranks, k=k).mean()),
+    }
+
+
+def evaluate(name: str, scorer: Scorer, data: PreparedData, params: EvaluateParams) -> Evaluation:
+    """All protocols on both folds.
+
+    The scorer gets whole histories (the validation item included in the test fold's) and truncates by itself.
+
+    Raises:
+        UserError: a score is NaN.
+    """
+    folds = [ranked_fold(data, fold) for fold in FOLDS]
+    return _evaluate(name, [(fold, fold.block_scorer(scorer)) for fold in folds], data, params)
+
+
+def evaluate_oracle(data: PreparedData, params: EvaluateParams) -> Evaluation | None:
+    """Evaluate the true next-item distribution, the best that any policy could do; None where it is not known."""
+    folds: list[tuple[RankedFold, BlockScorer]] = []
+    for name in FOLDS:
+        truth = data.oracle(name)
+        if truth is None:
+            return None
+        folds.append((ranked_fold(data, name), _rows_of(torch.from_numpy(truth))))
+    return _evaluate("oracle", folds, data, params)
+
+
+def _rows_of(scores: Tensor) -> BlockScorer:
+    return lambda start, stop: scores[start:stop]
+
+
+def _evaluate(
+    name: str, folds: Sequence[tuple[RankedFold, BlockScorer]], data: PreparedData, params: EvaluateParams
+) -> Evaluation:
+    users = folds[0][0].user_rows
+    sequences = data.sequences if len(users) == len(data.sequences) else data.sequences.take(users)
+    negatives = sample_negatives(sequences, num_items=data.num_items, n=params.negatives, seed=params.seed)
+    result: dict[str, Any] = {"policy": name, "protocol": protocol_card(data, params, negatives, folds)}
+    ranks: dict[str, npt.NDArray[Any]] = {"user_row": users.astype(np.int32)}
+    for fold, score in folds:
+        fold_ranks, recommended = _rank(fold, score, data.num_items, negatives, params)
+        result[fold.name] = {
+            (f"sampled{params.negatives}" if protocol == "sampled" else protocol): accuracy(values, params.ks)
+            | (_beyond_accuracy(recommended[protocol], data, params.ks) if protocol in recommended else {})
+            for protocol, values in fold_ranks.items()
+        }
+        ranks |= {f"{fold.name}_{protocol}": values for protocol, values in fold_ranks.items()}
+    return Evaluation(result, pl.DataFrame(ranks))
+
+
+def _rank(
+    fold: RankedFold, score: BlockScorer, num_items: int, negatives: Negatives, params: EvaluateParams
+) -> tuple[dict[str, Ranks], dict[str, npt.NDArray[np.int64]]]:
+    """Ranks by protocol (u,), and how often each item is in a top k by protocol (len(ks), I)."""
+    users = len(fold.targets)
+    ranks = {protocol: np.empty(users, np.int32) for protocol in ("full", "full_unmasked", "sampled")}
+    recommended = {protocol: np.zeros((len(params.ks), num_items), np.int64) for protocol in ("full", "full_unmasked")}
+    for start, stop, scores in score_blocks(score, users=users, num_items=num_items, batch_size=params.batch_size):
+        targets = torch.from_numpy(fold.targets[start:stop]).to(scores.device)
+        drawn = torch.from_numpy(negatives.items[start:stop].astype(np.int64)).to(scores.device)
+        seen = seen_pairs(fold, start, stop, scores.device)
+        masked, unmasked = full_ranks(scores, targets, seen)
+        ranks["full"][start:stop] = masked.cpu().numpy()
+        ranks["full_unmasked"][start:stop] = unmasked.cpu().numpy()
+        ranks["sampled"][start:stop] = sampled_ranks(scores, targets, drawn).cpu().numpy()
+        recommended["full_unmasked"] += count_recommended(scores, params.ks)
+        recommended["full"] += count_recommended(scores.index_put(seen, scores.new_tensor(-torch.inf)), params.ks)
+    return ranks, recommended
+
+
+def accuracy(ranks: Ranks, ks: Sequence[int]) -> dict[str, float]:
+    """Mean NDCG, HR and MRR at each cut-off from the targets' 0-based ranks (u,)."""
+    values = torch.from_numpy(ranks)
+    found: dict[str, float] = {}
+    for k in ks:
+        for name in ("ndcg", "hit", "mrr"):
+            gains = metrics.rank_gains(values, k=k, metric=name)
+            found[f"{name}@{k}"] = round(float(gains.mean()), DECIMALS)
+    return found
+
+
+def _beyond_accuracy(recommended: npt.NDArray[np.int64], data: PreparedData, ks: Sequence[int]) -> dict[str, float]:
+    """Coverage and popularity of what is recommended, (len(ks), I) counts."""
+    counts = data.item_counts
+    ordered = np.sort(counts)
+    below = np.searchsorted(ordered, counts, side="left")
+    up_to = np.searchsorted(ordered, counts, side="right")
+    percentile = (below + up_to) / 2 / len(counts)  # (I,) share of the catalogue that is less popular, ties half
+    found: dict[str, float] = {}
+    for k, row in zip(ks, recommended, strict=True):
+        slots = max(int(row.sum()), 1)
+        found[f"coverage@{k}"] = round(float((row > 0).mean()), DECIMALS)
+        found[f"popularity@{k}"] = round(float(row @ counts) / slots, DECIMALS)
+        found[f"popularity_percentile@{k}"] = round(float(row @ percentile) / slots, DECIMALS)
+    return found
+
+
+def protocol_card(
+    data: PreparedData,
+    params: EvaluateParams,
+    negatives: Negatives,
+    folds: Sequence[tuple[RankedFold, BlockScorer]],
+) -> dict[str, Any]:
+    """Everything that two results must share to be comparable, and the versions that made them."""
+    repeated = {
+        fold.name: int((np.repeat(fold.targets, fold.seen.lengths) == fold.seen.values).sum()) for fold, _ in folds
+    }
+    return {
+        "data_hash": data.data_hash,
+        "source": data.stats.get("source"),
+        "users": len(data.users),
+        "evaluated_users": len(folds[0][0].targets),
+        "items": data.num_items,
+        "k": list(params.ks),
+        "tie_rule": "ties count against the target",
+        "masking": "full: items of the history are never proposed; full_unmasked: they are; sampled: never negatives",
+        "repeated_targets": repeated,
+        "negatives": {
+            "n": params.negatives,
+            "sampler": "uniform over the items outside the user's whole sequence, distinct",
+            "seed": params.seed,
+            "digest": negatives.digest,
+            "users_with_fewer": negatives.short_users,
+        },
+        "seeds": {"negatives": params.seed},
+        "versions": {package: version(package) for package in ("numpy", "torch", "transformers")},
+    }

@@ -1,0 +1,138 @@
+"""Exact 0-based ranks of the targets from blocks of scores, without sorting the catalogue.
+
+A target's rank is the number of other candidates that score at least as much: ties count against it, so that a
+policy that scores everything alike comes last instead of first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl4rec.data.prepared import Fold, IntArray, PreparedData, Ragged
+from rl4rec.errors import UserError
+from rl4rec.evaluation.negatives import distinct_rows
+
+Scorer = Callable[[Sequence[IntArray]], Tensor]
+"""Histories of b users (oldest item first) -> (b, I) next-item scores over the catalogue, seen items included."""
+
+BlockScorer = Callable[[int, int], Tensor]
+"""Scores of the users start..stop-1 of a fold, (stop - start, I)."""
+
+
+@dataclass(frozen=True)
+class RankedFold:
+    """What ranking a fold needs: the targets and what each user has seen before them."""
+
+    name: Fold
+    user_rows: IntArray  # (u,) row of each user in the data set
+    history: Ragged  # u rows, oldest first
+    targets: IntArray  # (u,)
+    seen: Ragged  # u rows, the distinct items of the history
+
+    def block_scorer(self, scorer: Scorer) -> BlockScorer:
+        """Feed the fold's histories to a scorer, block by block."""
+        return lambda start, stop: scorer([self.history[row] for row in range(start, stop)])
+
+
+def ranked_fold(data: PreparedData, fold: Fold) -> RankedFold:
+    """Targets, histories and seen items of a fold.
+
+    Raises:
+        UserError: nobody has a held-out item.
+    """
+    split = data.split(fold)
+    if len(split.targets) == 0:
+        raise UserError(f"{data.folder}: no user has the three interactions that a held-out item needs.")
+    return RankedFold(fold, split.user_rows, split.history, split.targets, distinct_rows(split.history, data.num_items))
+
+
+def popularity_scorer(data: PreparedData) -> Scorer:
+    """The baseline that gives every user the training counts as scores."""
+    counts = torch.from_numpy(data.item_counts).to(torch.float32)  # (I,)
+    return lambda histories: counts.expand(len(histories), -1)
+
+
+def score_blocks(
+    score: BlockScorer, *, users: int, num_items: int, batch_size: int
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Checked scores of all users, `(start, stop, (stop - start, I) scores)` at a time.
+
+    Raises:
+        UserError: a score is NaN (training diverged).
+        ValueError: the scores have another shape.
+    """
+    for start in range(0, users, batch_size):
+        stop = min(start + batch_size, users)
+        with torch.no_grad():
+            scores = score(start, stop)
+        if scores.shape != (stop - start, num_items):
+            raise ValueError(f"expected scores of shape {(stop - start, num_items)}, got {tuple(scores.shape)}")
+        if torch.isnan(scores.amax()):  # amax propagates NaN
+            raise UserError(
+                f"The policy's scores are NaN for some of the users {start}..{stop - 1}: its training diverged. "
+                "Lower the learning rate (sft.learning_rate or rl.<algorithm>.learning_rate) and train again."
+            )
+        yield start, stop, scores
+
+
+def seen_pairs(fold: RankedFold, start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows (within the block) and items of all seen items of a block's users, each (pairs,)."""
+    rows = np.repeat(np.arange(stop - start), fold.seen.lengths[start:stop])
+    items = fold.seen.values[fold.seen.offsets[start] : fold.seen.offsets[stop]]
+    return torch.from_numpy(rows).to(device), torch.from_numpy(items).to(device)
+
+
+def full_ranks(scores: Tensor, targets: Tensor, seen: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Ranks among the whole catalogue, seen items masked and unmasked.
+
+    A masked item is never proposed. A target that the user has seen before is masked too and therefore ranks last.
+
+    Args:
+        scores: (b, I).
+        targets: (b,).
+        seen: distinct (row, item) pairs, see `seen_pairs`.
+
+    Returns:
+        masked (b,) and unmasked (b,), int64, 0 is the top.
+    """
+    rows, items = seen
+    wanted = scores.gather(1, targets.unsqueeze(1))  # (b, 1)
+    unmasked = (scores >= wanted).sum(dim=1) - 1  # (b,) without the target itself
+    above = scores[rows, items] >= wanted[rows, 0]  # (pairs,)
+    masked = unmasked - torch.zeros_like(unmasked).index_add_(0, rows, above.to(unmasked.dtype))
+    repeated = torch.zeros_like(unmasked).index_add_(0, rows, (items == targets[rows]).to(unmasked.dtype)) > 0
+    return torch.where(repeated, scores.shape[1] - 1, masked), unmasked
+
+
+def sampled_ranks(scores: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
+    """Ranks among the target and its negatives.
+
+    Args:
+        scores: (b, I).
+        targets: (b,).
+        negatives: (b, n) distinct items other than the target, -1 where there are fewer.
+
+    Returns:
+        (b,) int64, 0 is the top.
+    """
+    wanted = scores.gather(1, targets.unsqueeze(1))  # (b, 1)
+    at_least = scores.gather(1, negatives.clamp(min=0)) >= wanted  # (b, n)
+    return (at_least & (negatives >= 0)).sum(dim=1)
+
+
+def count_recommended(scores: Tensor, ks: Sequence[int]) -> IntArray:
+    """How often each item is among the first k of a user's ranking; items scored -inf are never recommended.
+
+    Returns:
+        (len(ks), I) int64.
+    """
+    num_items = scores.shape[1]
+    top = torch.topk(scores, min(ks[-1], num_items), dim=1)
+    shown = top.values > -torch.inf
+    counts = [torch.bincount(top.indices[:, :k][shown[:, :k]], minlength=num_items) for k in ks]
+    return np.asarray(torch.stack(counts).cpu().numpy(), dtype=np.int64)

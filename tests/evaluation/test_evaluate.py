@@ -1,0 +1,211 @@
+"""Ranks and metrics against a brute-force reading of the protocols, and against numbers worked by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rl4rec.data.prepared import PreparedData, Ragged
+from rl4rec.errors import UserError
+from rl4rec.evaluation import evaluate, evaluate_oracle, popularity_scorer, validate
+from rl4rec.params import EvaluateParams
+
+
+def prepared(sequences: list[list[int]], num_items: int, folder: Path = Path("data/prepared")) -> PreparedData:
+    counts = np.bincount([item for row in sequences for item in row[:-2]], minlength=num_items)
+    return PreparedData(
+        folder=folder,
+        users=[f"u{row}" for row in range(len(sequences))],
+        item_ids=[f"i{item}" for item in range(num_items)],
+        item_counts=counts.astype(np.int64),
+        sequences=Ragged.from_rows(sequences),
+        stats={"data_hash": "abc", "source": "simulated"},
+    )
+
+
+def table_scorer(weights: np.ndarray):
+    """A scorer that depends on the last item and the length of the history, with many ties."""
+
+    def score(histories):
+        return torch.stack([torch.from_numpy(np.roll(weights[row[-1]], len(row))) for row in histories])
+
+    return score
+
+
+def brute_rank(scores: np.ndarray, target: int, candidates: list[int]) -> int:
+    return sum(1 for item in candidates if item != target and scores[item] >= scores[target])
+
+
+HAND = prepared([[0, 1, 2, 3], [3, 2, 1, 0], [4, 0, 5, 1]], num_items=6)
+HAND_PARAMS = EvaluateParams(ks=(1, 2), negatives=2, seed=1)
+
+
+def hand_scorer(histories):
+    return torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0, 0.0]]).repeat(len(histories), 1)
+
+
+def test_full_ranking_worked_by_hand() -> None:
+    # Items score 5..0, so an item's unmasked rank is its index.
+    # test: targets 3, 0, 1; histories {0,1,2}, {3,2,1}, {4,0,5} -> masked ranks 0, 0, 0 and unmasked 3, 0, 1.
+    # valid: targets 2, 1, 5; histories {0,1}, {3,2}, {4,0} -> masked ranks 0, 1 (behind 0), 3 (behind 1,2,3).
+    result = evaluate("hand", hand_scorer, HAND, HAND_PARAMS)
+    assert result.ranks["test_full"].to_list() == [0, 0, 0]
+    assert result.ranks["test_full_unmasked"].to_list() == [3, 0, 1]
+    assert result.ranks["valid_full"].to_list() == [0, 1, 3]
+    assert result.ranks["user_row"].to_list() == [0, 1, 2]
+    valid = result.metrics["valid"]["full"]
+    assert valid["ndcg@1"] == pytest.approx(1 / 3, abs=1e-8)
+    assert valid["ndcg@2"] == pytest.approx((1 + 1 / math.log2(3)) / 3, abs=1e-8)
+    assert valid["hit@2"] == pytest.approx(2 / 3, abs=1e-8)
+    assert valid["mrr@2"] == pytest.approx(0.5, abs=1e-8)
+    assert result.metrics["test"]["full_unmasked"]["ndcg@2"] == pytest.approx((1 + 1 / math.log2(3)) / 3, abs=1e-8)
+
+
+def test_coverage_and_popularity_worked_by_hand() -> None:
+    # Training parts 0 1 | 3 2 | 4 0: counts 2 1 1 1 1 0, percentiles 11/12, then 3/6 four times, then 1/12.
+    # Masked top-2 on valid: user 0 has {0,1} -> 2,3; user 1 {3,2} -> 0,1; user 2 {4,0} -> 1,2. Shown 0 1 1 2 2 3.
+    found = evaluate("hand", hand_scorer, HAND, HAND_PARAMS).metrics["valid"]["full"]
+    assert found["coverage@2"] == pytest.approx(4 / 6, abs=1e-8)
+    assert found["popularity@2"] == pytest.approx(7 / 6, abs=1e-8)
+    assert found["popularity_percentile@2"] == pytest.approx((11 / 12 + 5 * 0.5) / 6, abs=1e-8)
+    assert found["coverage@1"] == pytest.approx(3 / 6, abs=1e-8)  # 2, 0, 1
+
+
+sequence_sets = st.integers(8, 14).flatmap(
+    lambda items: st.tuples(
+        st.just(items),
+        st.lists(st.lists(st.integers(0, items - 1), min_size=1, max_size=6), min_size=1, max_size=12),
+        st.integers(0, 1000),
+    )
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sequence_sets, st.integers(1, 5))
+def test_ranks_equal_brute_force(drawn: tuple[int, list[list[int]], int], batch_size: int) -> None:
+    num_items, sequences, seed = drawn
+    sequences = [*sequences, [0, 1, 2]]
+    weights = np.random.default_rng(seed).integers(0, 4, (num_items, num_items)).astype(np.float32)
+    data, scorer = prepared(sequences, num_items), table_scorer(weights)
+    params = EvaluateParams(ks=(1, 3), negatives=4, seed=seed, batch_size=batch_size)
+    result = evaluate("x", scorer, data, params)
+    rows = [row for row, sequence in enumerate(sequences) if len(sequence) >= 3]
+    assert result.ranks["user_row"].to_list() == rows
+    for place, row in enumerate(rows):
+        for fold, back in (("valid", 2), ("test", 1)):
+            history, target = sequences[row][:-back], sequences[row][-back]
+            scores = scorer([np.array(history)])[0].numpy()
+            unseen = [item for item in range(num_items) if item not in history]
+            masked = brute_rank(scores, target, unseen) if target not in history else num_items - 1
+            assert result.ranks[f"{fold}_full"][place] == masked
+            assert result.ranks[f"{fold}_full_unmasked"][place] == brute_rank(scores, target, list(range(num_items)))
+    again = evaluate("x", scorer, data, params.model_copy(update={"batch_size": 512}))
+    assert again.ranks.equals(result.ranks)
+    assert again.metrics == result.metrics
+
+
+def test_sampled_ranks_equal_brute_force_over_the_stored_negatives() -> None:
+    from rl4rec.evaluation.negatives import sample_negatives
+
+    rng = np.random.default_rng(3)
+    sequences = [rng.integers(0, 30, rng.integers(3, 9)).tolist() for _ in range(40)]
+    data = prepared(sequences, 30)
+    scorer = table_scorer(rng.integers(0, 5, (30, 30)).astype(np.float32))
+    result = evaluate("x", scorer, data, EvaluateParams(ks=(5,), negatives=10, seed=8, batch_size=7))
+    drawn = sample_negatives(data.sequences, num_items=30, n=10, seed=8).items
+    for row, sequence in enumerate(sequences):
+        scores = scorer([np.array(sequence[:-1])])[0].numpy()
+        assert result.ranks["test_sampled"][row] == brute_rank(scores, sequence[-1], drawn[row].tolist())
+
+
+def test_equal_scores_count_against_the_target() -> None:
+    result = evaluate("flat", lambda h: torch.zeros(len(h), 6), HAND, HAND_PARAMS)
+    assert result.ranks["valid_full_unmasked"].to_list() == [5, 5, 5]
+    assert result.ranks["valid_full"].to_list() == [3, 3, 3]  # 4 unseen items, all before the target
+    assert result.ranks["valid_sampled"].to_list() == [2, 2, 2]
+
+
+def test_a_target_seen_before_is_unreachable_when_masked_and_is_counted() -> None:
+    data = prepared([[0, 1, 2, 0]], num_items=6)
+    result = evaluate("repeat", hand_scorer, data, HAND_PARAMS)
+    assert result.ranks["test_full"].to_list() == [5]
+    assert result.ranks["test_full_unmasked"].to_list() == [0]
+    assert result.metrics["protocol"]["repeated_targets"] == {"valid": 0, "test": 1}
+
+
+def test_nan_scores_are_refused_with_advice() -> None:
+    def diverged(histories):
+        scores = torch.zeros(len(histories), 6)
+        scores[-1, 3] = torch.nan
+        return scores
+
+    for run in (lambda: validate(diverged, HAND), lambda: evaluate("x", diverged, HAND, HAND_PARAMS)):
+        with pytest.raises(UserError, match=r"NaN .*users 0\.\.2.*Lower the learning rate"):
+            run()
+
+
+def test_scores_of_the_wrong_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(3, 6\), got \(3, 7\)"):
+        validate(lambda h: torch.zeros(len(h), 7), HAND)
+
+
+def test_nobody_to_evaluate_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="three interactions"):
+        validate(hand_scorer, prepared([[0, 1], [2]], 6))
+
+
+def test_validate_is_the_masked_full_ranking() -> None:
+    # Masked validation ranks 0, 1, 3 (above), k = 2.
+    found = validate(hand_scorer, HAND, k=2, batch_size=2)
+    assert found == {
+        "full/ndcg@2": pytest.approx((1 + 1 / math.log2(3)) / 3),
+        "full/hit@2": pytest.approx(2 / 3),
+    }
+    assert validate(hand_scorer, HAND, fold="test", k=1)["full/hit@1"] == 1.0
+
+
+def test_the_test_history_includes_the_validation_item() -> None:
+    lengths: list[int] = []
+
+    def scorer(histories):
+        lengths.extend(len(row) for row in histories)
+        assert all(row.dtype == np.int64 for row in histories)
+        return torch.zeros(len(histories), 6)
+
+    evaluate("x", scorer, HAND, HAND_PARAMS)
+    assert lengths == [2, 2, 2, 3, 3, 3]
+
+
+def test_popularity_baseline_scores_training_counts() -> None:
+    scores = popularity_scorer(HAND)([np.array([0]), np.array([1])])
+    assert scores.tolist() == [[2, 1, 1, 1, 1, 0]] * 2
+
+
+def test_oracle_uses_each_users_own_row(tmp_path: Path) -> None:
+    data = prepared([[0, 1], [0, 1, 2, 3], [3, 2, 1, 0]], num_items=6, folder=tmp_path)
+    assert evaluate_oracle(data, HAND_PARAMS) is None
+    sure = np.eye(6, dtype=np.float32)
+    table = {"valid": [sure[5], sure[2], sure[1]], "test": [sure[5], sure[3], sure[4]]}
+    pl.DataFrame(table, schema={"valid": pl.List(pl.Float32), "test": pl.List(pl.Float32)}).write_parquet(
+        tmp_path / "oracle.parquet"
+    )
+    result = evaluate_oracle(data, HAND_PARAMS)
+    assert result is not None
+    assert result.metrics["valid"]["full"]["ndcg@1"] == 1.0
+    assert result.metrics["test"]["full"]["ndcg@1"] == 0.5  # the second user's row points elsewhere
+
+
+def test_protocol_card_states_what_was_compared() -> None:
+    protocol = evaluate("hand", hand_scorer, HAND, HAND_PARAMS).metrics["protocol"]
+    assert protocol["data_hash"] == "abc"
+    assert (protocol["users"], protocol["items"], protocol["k"]) == (3, 6, [1, 2])
+    assert protocol["negatives"]["n"] == 2 and protocol["negatives"]["seed"] == 1
+    assert protocol["negatives"]["users_with_fewer"] == 0
+    assert len(protocol["negatives"]["digest"]) == 16
+    json.dumps(protocol)
