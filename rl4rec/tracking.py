@@ -48,12 +48,14 @@ _SERVING_PACKAGES = (
     "transformers",
 )
 
-# A server that is down costs seconds, not MLflow's default of four minutes; a new database makes no noise.
+# A server that is down costs seconds, not MLflow's default of four minutes; no chatter.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "5",
     "GIT_PYTHON_REFRESH": "quiet",
 }
@@ -126,6 +128,7 @@ class StageRun:
             return
         with _guard("policy"):
             import mlflow
+            import pandas as pd
             from mlflow.models import ModelSignature
             from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
@@ -144,7 +147,7 @@ class StageRun:
                 code_paths=[str(package)],
                 model_config={"mask_seen": self._mask_seen},
                 signature=signature,
-                input_example=({"history": [history]}, {"k": 5}),
+                input_example=(pd.DataFrame({"history": [history]}), {"k": 5}),
                 pip_requirements=_serving_requirements(),
                 metadata={"data_hash": data.data_hash},
             )
