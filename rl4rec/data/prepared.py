@@ -48,7 +48,7 @@ class Ragged:
     @property
     def lengths(self) -> IntArray:
         """Length of each row, (rows,)."""
-        return np.diff(self.offsets)
+        return np.asarray(np.diff(self.offsets))
 
     @classmethod
     def from_rows(cls, rows: Sequence[Sequence[int] | IntArray]) -> Ragged:
@@ -58,9 +58,16 @@ class Ragged:
         values = np.concatenate(flat) if flat else np.empty(0, np.int64)
         return cls(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
+    def positions(self, rows: IntArray) -> IntArray:
+        """Where the values of the given rows lie in `values`, row after row, (total of those rows,)."""
+        lengths = self.lengths[rows]
+        starts = np.cumsum(lengths) - lengths
+        return np.arange(lengths.sum()) + np.repeat(self.offsets[rows] - starts, lengths)
+
     def take(self, rows: IntArray) -> Ragged:
         """The given rows, in the given order."""
-        return Ragged.from_rows([self[int(row)] for row in rows])
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[rows])]).astype(np.int64)
+        return Ragged(self.values[self.positions(rows)], offsets)
 
     def drop_last(self, count: int) -> Ragged:
         """Every row without its last `count` values (rows that are shorter become empty)."""
@@ -127,15 +134,16 @@ class PreparedData:
         if not path.exists():
             return None
         rows = self.split(fold).user_rows
-        column = pl.read_parquet(path, columns=[fold])[fold].to_numpy()
+        column = pl.read_parquet(path, columns=[str(fold)])[fold].to_numpy()
         return np.stack(list(column[rows])).astype(np.float32)
 
 
-def content_hash(users: Sequence[str], item_ids: Sequence[str], sequences: Ragged) -> str:
-    """SHA-256 (first 16 hex digits) of users, item ids and sequences: equal data, equal hash, on any machine."""
-    digest = hashlib.sha256()
-    for names in (users, item_ids):
-        digest.update(json.dumps(list(names)).encode())
+def content_hash(item_ids: Sequence[str], sequences: Ragged) -> str:
+    """SHA-256 (first 16 hex digits) of item ids and sequences: equal data, equal hash, on any machine.
+
+    Names of users are left out: they influence neither training nor evaluation, and layouts differ in them.
+    """
+    digest = hashlib.sha256(json.dumps(list(item_ids)).encode())
     for array in (sequences.offsets, sequences.values):
         digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
     return digest.hexdigest()[:16]

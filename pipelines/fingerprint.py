@@ -1,0 +1,17 @@
+"""Fingerprint: names, sizes and digests of the raw files (`data/raw.json`), so that changed data is noticed."""
+
+from pathlib import Path
+
+from rl4rec.data.fingerprint import write_fingerprint
+from rl4rec.params import Params
+from rl4rec.stage import run_stage
+
+OUT = Path("data/raw.json")
+
+
+def main(params: Params) -> None:
+    write_fingerprint(params.data, OUT)
+
+
+if __name__ == "__main__":
+    run_stage(main)
