@@ -51,12 +51,6 @@ def ranked_fold(data: PreparedData, fold: Fold) -> RankedFold:
     return RankedFold(fold, split.user_rows, split.history, split.targets, distinct_rows(split.history, data.num_items))
 
 
-def popularity_scorer(data: PreparedData) -> Scorer:
-    """The baseline that gives every user the training counts as scores."""
-    counts = torch.from_numpy(data.item_counts).to(torch.float32)  # (I,)
-    return lambda histories: counts.expand(len(histories), -1)
-
-
 def score_blocks(
     score: BlockScorer, *, users: int, num_items: int, batch_size: int
 ) -> Iterator[tuple[int, int, Tensor]]:

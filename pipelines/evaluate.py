@@ -1,0 +1,35 @@
+"""Evaluate: rank the held-out items with one policy (`metrics/<policy>.json`, `ranks/<policy>.parquet`)."""
+
+import logging
+from pathlib import Path
+
+from rl4rec.data.prepared import load_prepared
+from rl4rec.evaluation import evaluate, load_scorer
+from rl4rec.evaluation.files import save_evaluation
+from rl4rec.evaluation.protocols import FOLDS
+from rl4rec.params import Params
+from rl4rec.stage import run_variant_stage
+from rl4rec.tracking import stage_run
+
+POLICIES = ("popularity", "sft", "ppo", "grpo")
+
+logger = logging.getLogger("rl4rec.pipelines.evaluate")
+
+
+def main(params: Params, policy: str) -> None:
+    data = load_prepared("data/prepared")
+    with stage_run("evaluate", params, name=f"evaluate-{policy}") as run:
+        run.log_dataset(data, context="evaluation")
+        result = evaluate(policy, load_scorer(policy, data, Path("models")), data, params.evaluate)
+        metrics_path = Path("metrics", f"{policy}.json")
+        save_evaluation(result, metrics_path, Path("ranks", f"{policy}.parquet"))
+        for fold in FOLDS:
+            for protocol, values in result.metrics[fold].items():
+                run.log_metrics({f"{fold}/{protocol}/{key}": value for key, value in values.items()})
+        run.log_artifact(metrics_path, folder="metrics")
+    full = result.metrics["test"]["full"]
+    logger.info("%s, test, full catalogue: NDCG@%d %.4f", policy, params.rl.k, full[f"ndcg@{params.rl.k}"])
+
+
+if __name__ == "__main__":
+    run_variant_stage(main, POLICIES)
