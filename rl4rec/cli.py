@@ -2,6 +2,73 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
+from rl4rec.errors import UserError
+from rl4rec.params import load_params
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+ParamsPath = Annotated[Path, typer.Argument(help="The settings to check.")]
+Root = Annotated[Path, typer.Option("--root", help="The folder with dvc.yaml and params.yaml.")]
+
+
+@app.callback()
+def describe() -> None:
+    """Train a language-model recommender on the metric it is judged by."""
+
+
+@app.command()
+def check_params(path: ParamsPath = Path("params.yaml")) -> None:
+    """Validate the settings and print them with every default filled in."""
+    import yaml
+    from rich.console import Console
+    from rich.syntax import Syntax
+
+    settings = yaml.safe_dump(load_params(path).model_dump(mode="json"), sort_keys=False)
+    Console().print(Syntax(settings, "yaml", background_color="default"))
+
+
+@app.command()
+def check_dvc(root: Root = Path()) -> None:
+    """Check that dvc.yaml lists exactly the settings and the code that each stage uses."""
+    from rl4rec.consistency import check_dvc as find_problems
+
+    problems = find_problems(root.resolve())
+    if problems:
+        raise UserError("\n".join(problems))
+    typer.echo("dvc.yaml agrees with the pipeline scripts and params.yaml")
+
+
+@app.command()
+def workspace(
+    folder: Annotated[Path, typer.Argument(help="The folder to make, a DVC project of its own.")],
+    overrides: Annotated[Path, typer.Option(help="Settings that differ from params.yaml.")] = Path("demo.yaml"),
+    root: Root = Path(),
+) -> None:
+    """Make (or refresh) a folder that runs the same pipeline with other settings, apart from the committed results."""
+    from rl4rec.workspace import make_workspace
+
+    make_workspace(root.resolve(), folder.resolve(), overrides)
+    typer.echo(f"workspace: {folder}")
+
+
+@app.command()
+def show_comparison(root: Root = Path()) -> None:
+    """Print the comparison table of the last `dvc repro`, and where the report and the MLflow UI are."""
+    from rl4rec.workspace import comparison_summary
+
+    typer.echo(comparison_summary(root))
+
+
+def main() -> None:
+    """Run the command; a user's mistake becomes a message on stderr and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)

@@ -1,0 +1,72 @@
+# Every command of the project. `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+PORT ?= 5000
+VENV := .venv
+READY := $(VENV)/.installed
+BIN := $(CURDIR)/$(VENV)/bin
+TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)",*$$/\1/p' pyproject.toml)
+
+export PATH := $(BIN):$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+export HF_HUB_DISABLE_TELEMETRY := 1
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: help install demo repro test check format bench ui clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+install: $(READY) ## make .venv with the pinned versions (the other targets do it by themselves)
+
+# torch first: with an NVIDIA driver the default CUDA build; without one the small CPU build, if its index answers
+# (pip takes a locally configured CPU wheel otherwise).
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; choose one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "Cannot make a virtual environment. On Debian/Ubuntu: sudo apt install python3-venv"; exit 1; }
+	@echo "installing into $(VENV): some minutes the first time"
+	@index=https://download.pytorch.org/whl/cpu; \
+	if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then index=; \
+	elif ! $(BIN)/python -c "import urllib.request as u; u.urlopen('$$index/torch/', timeout=5)" 2>/dev/null; then index=; fi; \
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) $${index:+--extra-index-url "$$index"}
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## the whole pipeline on the simulated shop, in .demo/ (minutes)
+	@rl4rec workspace .demo
+	@cd .demo && dvc repro
+	@rl4rec show-comparison --root .demo
+
+repro: $(READY) ## the whole pipeline on Amazon Beauty: only what changed runs again
+	@dvc repro
+	@rl4rec show-comparison
+
+test: $(READY) ## all tests
+	@pytest
+
+check: $(READY) ## style, types, import order, and dvc.yaml against the code
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	rl4rec check-params > /dev/null
+	rl4rec check-dvc
+
+format: $(READY) ## format the code, fix what can be fixed
+	ruff check --fix .
+	ruff format .
+
+bench: $(READY) ## speed and memory, each against a named peer
+	@for script in benchmarks/*.py; do echo "== $$script"; python "$$script" || exit 1; done
+
+ui: $(READY) ## the MLflow UI on 127.0.0.1 (make ui PORT=5001; the demo's: make ui DIR=.demo)
+	@cd $(or $(DIR),.) && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+		mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+
+clean: ## remove the demo's workspace and all caches (not .venv, data, models or mlflow.db)
+	rm -rf .demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
