@@ -1,0 +1,47 @@
+# The pipeline on a CUDA machine:
+#   docker build -t rl4rec .
+#   docker run --gpus all -v "$PWD:/workspace" -e RL4REC_DATA_HOME=/workspace/raw rl4rec dvc repro
+# Any Debian/Ubuntu base with Python 3.11 or newer does (BASE_IMAGE=ubuntu:24.04 runs on the CPU): torch's wheels bring
+# the CUDA libraries, the base brings the driver's interface.
+ARG BASE_IMAGE=nvidia/cuda:13.0.1-runtime-ubuntu24.04
+
+# hadolint ignore=DL3006
+FROM ${BASE_IMAGE} AS build
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+ENV DEBIAN_FRONTEND=noninteractive PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends python3 python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+RUN python3 -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /opt/rl4rec
+# The pinned versions first: a change of the code does not install them again.
+COPY pyproject.toml README.md LICENSE ./
+COPY rl4rec/__init__.py rl4rec/__init__.py
+RUN pip install "$(sed -n 's/^ *"\(torch==[^"]*\)",*$/\1/p' pyproject.toml)" \
+    && pip install .
+
+# hadolint ignore=DL3006
+FROM ${BASE_IMAGE}
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+ENV DEBIAN_FRONTEND=noninteractive
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends python3 git ca-certificates \
+    && rm -rf /var/lib/apt/lists/* \
+    && git config --system --add safe.directory '*'
+COPY --from=build /opt/venv /opt/venv
+WORKDIR /workspace
+COPY --chown=1000:1000 . .
+# Without a mounted checkout there is no git repository here; the code that runs is always that of /workspace.
+RUN printf '[core]\n    no_scm = true\n' > .dvc/config.local && chown 1000:1000 . .dvc .dvc/config.local
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPATH=/workspace \
+    PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
+    MLFLOW_DISABLE_TELEMETRY=true \
+    HF_HUB_DISABLE_TELEMETRY=1 \
+    DVC_NO_ANALYTICS=1
+USER 1000:1000
+CMD ["dvc", "repro"]
