@@ -48,7 +48,8 @@ class Ragged:
     @property
     def lengths(self) -> IntArray:
         """Length of each row, (rows,)."""
-        return np.asarray(np.diff(self.offsets))
+        lengths: IntArray = self.offsets[1:] - self.offsets[:-1]
+        return lengths
 
     @classmethod
     def from_rows(cls, rows: Sequence[Sequence[int] | IntArray]) -> Ragged:
@@ -62,7 +63,8 @@ class Ragged:
         """Where the values of the given rows lie in `values`, row after row, (total of those rows,)."""
         lengths = self.lengths[rows]
         starts = np.cumsum(lengths) - lengths
-        return np.arange(lengths.sum()) + np.repeat(self.offsets[rows] - starts, lengths)
+        positions: IntArray = np.arange(lengths.sum()) + np.repeat(self.offsets[rows] - starts, lengths)
+        return positions
 
     def take(self, rows: IntArray) -> Ragged:
         """The given rows, in the given order."""

@@ -15,7 +15,7 @@ import polars as pl
 from rl4rec.errors import UserError
 
 _TYPES: dict[pl.DataType, tuple[tuple[type, ...], str]] = {
-    pl.String(): ((str,), "text"),
+    pl.String(): ((str, int), "text or a whole number"),
     pl.Int64(): ((int,), "a whole number"),
     pl.Float64(): ((int, float), "a number"),
 }
@@ -91,8 +91,10 @@ def read_delimited(path: Path, *, separator: str, columns: Sequence[str] | None,
             row_index_name="line",
             row_index_offset=2 if header else 1,
         )
-        table = table.select("line", *use).filter(pl.any_horizontal(pl.col(*use).is_not_null()))
-        frame = table.collect(engine="streaming")
+        # Lines with too many fields are only noticed where every column is read.
+        every = pl.all_horizontal(pl.col(*names).is_null())
+        frame = table.select("line", *use, every.alias("_blank")).collect(engine="streaming")
+        frame = frame.filter(~pl.col("_blank")).drop("_blank")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
     except pl.exceptions.PolarsError as error:
@@ -160,9 +162,18 @@ def read_json_lines(path: Path, schema: Mapping[str, pl.DataType]) -> pl.DataFra
     except pl.exceptions.PolarsError as error:
         _blame_json(path, schema)
         raise UserError(f"{path}: not readable as JSON lines ({error}).") from None
-    if any(frame[name].null_count() for name in schema):
+    if any(frame[name].null_count() for name in schema) or _converted(frame):
         _blame_json(path, schema)
     return frame
+
+
+def _converted(frame: pl.DataFrame) -> bool:
+    """Whether a text may have been something else, which the reader turns into text without a word."""
+    texts = [name for name in frame.columns if frame.schema[name] == pl.String]
+    odd = (
+        pl.any_horizontal(pl.col(*texts).str.contains(r"^([\[{]|true$|false$|-?\d+[.eE])")) if texts else pl.lit(False)
+    )
+    return bool(frame.select(odd.any()).item())
 
 
 def _blame_json(path: Path, schema: Mapping[str, pl.DataType]) -> None:
