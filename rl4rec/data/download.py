@@ -20,6 +20,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from rl4rec.errors import UserError
@@ -146,7 +147,8 @@ def _extent(answer: http.client.HTTPResponse, asked: int, part: _Part) -> tuple[
 
 def _copy(answer: http.client.HTTPResponse, part: _Part, start: int, total: int | None) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with part.path.open("r+b" if start else "wb") as file, Progress(*columns, TimeRemainingColumn()) as progress:
+    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    with part.path.open("r+b" if start else "wb") as file, bar as progress:
         task = progress.add_task(part.path.name.removesuffix(".part"), total=total, completed=start)
         file.seek(start)
         while block := answer.read1(_BLOCK):
