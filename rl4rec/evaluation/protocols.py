@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ from rl4rec.evaluation.ranking import (
 from rl4rec.params import EvaluateParams
 
 FOLDS: tuple[Fold, Fold] = ("valid", "test")
+METRICS: tuple[Literal["ndcg", "hit", "mrr"], ...] = ("ndcg", "hit", "mrr")
 DECIMALS = 8
 
 Ranks = npt.NDArray[np.int32]
@@ -142,7 +143,7 @@ def accuracy(ranks: Ranks, ks: Sequence[int]) -> dict[str, float]:
     values = torch.from_numpy(ranks)
     found: dict[str, float] = {}
     for k in ks:
-        for name in ("ndcg", "hit", "mrr"):
+        for name in METRICS:
             gains = metrics.rank_gains(values, k=k, metric=name)
             found[f"{name}@{k}"] = round(float(gains.mean()), DECIMALS)
     return found

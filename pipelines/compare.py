@@ -1,0 +1,45 @@
+"""Compare: all evaluated policies over the same users (`metrics/comparison.json`, `reports/`)."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from rl4rec.data.prepared import load_prepared
+from rl4rec.evaluation import evaluate_oracle
+from rl4rec.evaluation.files import load_evaluation, write_json
+from rl4rec.params import Params
+from rl4rec.report import compare_policies, comparison_table, write_report
+from rl4rec.report.logs import load_log
+from rl4rec.stage import run_stage
+from rl4rec.tracking import stage_run
+
+POLICIES = ("popularity", "sft", "ppo", "grpo")
+METRICS, RANKS, LOGS, REPORTS = Path("metrics"), Path("ranks"), Path("logs"), Path("reports")
+
+
+def main(params: Params) -> None:
+    data = load_prepared("data/prepared")
+    with stage_run("compare", params) as run:
+        run.log_dataset(data, context="evaluation")
+        evaluations = {name: load_evaluation(METRICS / f"{name}.json", RANKS / f"{name}.parquet") for name in POLICIES}
+        oracle = evaluate_oracle(data, params.evaluate)
+        if oracle is not None:
+            evaluations["oracle"] = oracle
+        comparison = compare_policies(evaluations, params.compare, k=params.rl.k)
+        write_json(METRICS / "comparison.json", comparison)
+        logs = {name: log for name in POLICIES if (log := load_log(LOGS / f"{name}.jsonl")) is not None}
+        markdown, html = write_report(comparison, logs, params.rl, REPORTS)
+        for pair, rows in comparison.items():
+            if "_vs_" in pair:
+                run.log_metrics({f"{pair}/{key.replace('.', '/')}": row["delta"] for key, row in rows.items()})
+        for path in (markdown, html, METRICS / "comparison.json"):
+            run.log_artifact(path, folder="report")
+        for path in sorted((REPORTS / "plots").glob("*.png")):
+            run.log_artifact(path, folder="report/plots")
+    console = Console()
+    console.print(comparison_table(comparison))
+    console.print(f"Report: {html.resolve()}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,57 @@
+"""The comparison as a table for the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from rl4rec.report.comparison import PAIRS, interval_key
+
+NAMES = {"popularity": "Popularity", "sft": "SFT", "ppo": "PPO", "grpo": "GRPO", "oracle": "Oracle"}
+
+
+def verdict(interval: list[float]) -> str:
+    """What an interval of a difference says."""
+    lower, upper = interval
+    if lower > 0:
+        return "better"
+    return "worse" if upper < 0 else "no clear difference"
+
+
+def headline_metrics(comparison: dict[str, Any]) -> list[tuple[str, str]]:
+    """Keys and titles of the four columns: full and sampled, NDCG and HR, on test."""
+    k, n = comparison["k"], comparison["protocol"]["negatives"]["n"]
+    return [
+        (f"test.full.ndcg@{k}", f"NDCG@{k}, full"),
+        (f"test.full.hit@{k}", f"HR@{k}, full"),
+        (f"test.sampled{n}.ndcg@{k}", f"NDCG@{k}, 1+{n}"),
+        (f"test.sampled{n}.hit@{k}", f"HR@{k}, 1+{n}"),
+    ]
+
+
+def comparison_table(comparison: dict[str, Any]) -> Table:
+    """The content of `metrics/comparison.json` as a table: a row a policy, then a row a difference."""
+    confidence = comparison["bootstrap"]["confidence"]
+    key = interval_key(confidence)
+    columns = headline_metrics(comparison)
+    table = Table(
+        title="Test set",
+        caption=f"full: the whole catalogue without seen items; 1+{comparison['protocol']['negatives']['n']}: "
+        f"against sampled negatives. Differences with {confidence * 100:g} % intervals, paired bootstrap over users.",
+    )
+    table.add_column("")
+    for _, title in columns:
+        table.add_column(title, justify="right")
+    for policy, row in comparison["policies"].items():
+        table.add_row(NAMES.get(policy, policy), *(f"{row[name]['mean']:.4f}" for name, _ in columns))
+    table.add_section()
+    for first, second in PAIRS:
+        row = comparison.get(f"{first}_vs_{second}")
+        if row is not None:
+            cells = (
+                f"{row[name]['delta']:+.4f}\n[{row[name][key][0]:+.4f}, {row[name][key][1]:+.4f}]"
+                for name, _ in columns
+            )
+            table.add_row(f"{NAMES[first]} - {NAMES[second]}", *(cell.replace("[", "\\[") for cell in cells))
+    return table
