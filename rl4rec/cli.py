@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -60,9 +61,22 @@ def workspace(
 @app.command()
 def show_comparison(root: Root = Path()) -> None:
     """Print the comparison table of the last `dvc repro`, and where the report and the MLflow UI are."""
-    from rl4rec.workspace import comparison_summary
+    from rich.console import Console
 
-    typer.echo(comparison_summary(root))
+    from rl4rec.report import comparison_table
+
+    file = root / "metrics" / "comparison.json"
+    try:
+        comparison = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{file}: not there yet. Run `dvc repro` in {root.resolve()} first.") from None
+    console = Console()
+    console.print(comparison_table(comparison))
+    folder = "" if root == Path() else f" DIR={root}"
+    report = (root / "reports" / "comparison.html").resolve()
+    console.print(
+        f"Report:     {report}\nMLflow UI:  make ui{folder}   then open http://127.0.0.1:5000", soft_wrap=True
+    )
 
 
 def main() -> None:
