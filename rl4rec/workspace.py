@@ -6,7 +6,6 @@ committed one with some settings changed.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
