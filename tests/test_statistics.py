@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from rl4rec import statistics
 from rl4rec.statistics import bootstrap_mean, paired_bootstrap
 
 
@@ -56,8 +57,15 @@ def test_intervals_cover_the_truth() -> None:
     assert 0.855 <= covered / 400 <= 0.945
 
 
-def test_same_seed_same_interval_and_blocks_are_joined() -> None:
-    values = np.random.default_rng(0).normal(size=3000)  # 3,000 distinct values: several blocks of resamples
+def test_blocks_of_resamples_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=50)
+    whole = bootstrap_mean(values, samples=1000, confidence=0.95, seed=5)
+    monkeypatch.setattr(statistics, "_COUNTS_AT_ONCE", 50 * 300)  # 300 + 300 + 300 + 100
+    assert bootstrap_mean(values, samples=1000, confidence=0.95, seed=5) == whole
+
+
+def test_same_seed_same_interval() -> None:
+    values = np.random.default_rng(0).normal(size=3000)
     first = bootstrap_mean(values, samples=2000, confidence=0.95, seed=5)
     assert first == bootstrap_mean(values, samples=2000, confidence=0.95, seed=5)
     assert first != bootstrap_mean(values, samples=2000, confidence=0.95, seed=6)

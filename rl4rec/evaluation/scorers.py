@@ -25,15 +25,17 @@ def load_scorer(name: str, data: PreparedData, models: Path) -> Scorer:
     """
     if name == "popularity":
         return popularity_scorer(data)
-    from rl4rec.policy import SlatePolicy  # transformers takes seconds to import, and the baseline needs none of it
-
     folder = models / name
     stage = name if name == "sft" else f"rl@{name}"
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no policy there (config.json is missing). Run `dvc repro {stage}` first.")
+    from safetensors import SafetensorError
+
+    from rl4rec.policy import SlatePolicy  # transformers takes seconds to import, and the baseline needs none of it
+
     try:
         policy = SlatePolicy.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be read as a policy ({error}). Run `dvc repro -f {stage}`.") from None
     if policy.num_items != data.num_items:
         raise UserError(

@@ -209,3 +209,12 @@ def test_protocol_card_states_what_was_compared() -> None:
     assert protocol["negatives"]["users_with_fewer"] == 0
     assert len(protocol["negatives"]["digest"]) == 16
     json.dumps(protocol)
+
+
+def test_users_with_fewer_eligible_items_are_ranked_against_those() -> None:
+    # 6 items, sequences of 4: two eligible items each, though four are asked for. Scores 5..0.
+    # test targets 3, 0, 1 against {4, 5}, {4, 5}, {2, 3}: all first; valid targets 2, 1, 5: ranks 0, 0, 2.
+    result = evaluate("few", hand_scorer, HAND, EvaluateParams(ks=(1, 2), negatives=4, seed=1))
+    assert result.ranks["test_sampled"].to_list() == [0, 0, 0]
+    assert result.ranks["valid_sampled"].to_list() == [0, 0, 2]
+    assert result.metrics["protocol"]["negatives"]["users_with_fewer"] == 3

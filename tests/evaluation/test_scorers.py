@@ -1,0 +1,66 @@
+"""Loading a saved policy for evaluation: what can be wrong is said, and the right one is evaluated."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rl4rec.data.prepared import PreparedData, Ragged
+from rl4rec.errors import UserError
+from rl4rec.evaluation import evaluate, load_scorer, popularity_scorer
+from rl4rec.params import EvaluateParams
+from rl4rec.policy import SlatePolicy, SlatePolicyConfig
+
+SEQUENCES = [[0, 1, 2, 3], [3, 2, 1, 0], [4, 0, 5, 1]]
+
+
+def data(num_items: int = 6) -> PreparedData:
+    return PreparedData(
+        folder=Path("data/prepared"),
+        users=["a", "b", "c"],
+        item_ids=[str(item) for item in range(num_items)],
+        item_counts=np.arange(num_items, dtype=np.int64),
+        sequences=Ragged.from_rows(SEQUENCES),
+        stats={"data_hash": "abc", "source": "simulated"},
+    )
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    sizes = {"model_type": "gpt2", "vocab_size": 8, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 1}
+    policy = SlatePolicy(SlatePolicyConfig(lm_config=sizes, num_items=6, item_offset=0, max_history=4))
+    policy.save_pretrained(tmp_path / "sft")
+    return tmp_path
+
+
+def test_a_saved_policy_scores_as_in_memory_and_without_dropout(models: Path) -> None:
+    scorer = load_scorer("sft", data(), models)
+    histories = [np.array([0, 1]), np.array([2])]
+    policy = SlatePolicy.from_pretrained(models / "sft").eval()
+    assert torch.equal(scorer(histories).cpu(), policy.scores(histories).detach())
+    assert torch.equal(scorer(histories), scorer(histories))
+    result = evaluate("sft", scorer, data(), EvaluateParams(ks=(2,), negatives=2))
+    assert result.ranks["test_full"].max() <= 5
+
+
+def test_popularity_needs_no_model(tmp_path: Path) -> None:
+    scores = load_scorer("popularity", data(), tmp_path)([np.array([0])])
+    assert torch.equal(scores, popularity_scorer(data())([np.array([0])]))
+
+
+def test_a_missing_policy_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"grpo: no policy there.*dvc repro rl@grpo"):
+        load_scorer("grpo", data(), tmp_path)
+
+
+def test_a_policy_of_another_catalogue_is_refused(models: Path) -> None:
+    with pytest.raises(UserError, match=r"catalogue of 6 items, but .* has 9"):
+        load_scorer("sft", data(9), models)
+
+
+def test_a_damaged_policy_is_refused(models: Path) -> None:
+    (models / "sft" / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="cannot be read as a policy"):
+        load_scorer("sft", data(), models)

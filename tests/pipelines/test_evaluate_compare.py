@@ -1,0 +1,78 @@
+"""The evaluate and compare stages through their scripts, on hand-made data."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_script(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "140"}
+    command = [sys.executable, str(ROOT / "pipelines" / arguments[0]), *arguments[1:]]
+    return subprocess.run(
+        command, cwd=workspace, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    rows = [rng.permutation(40)[: rng.integers(3, 9)].tolist() for _ in range(60)]
+    folder = tmp_path / "data" / "prepared"
+    folder.mkdir(parents=True)
+    counts = np.bincount([item for row in rows for item in row[:-2]], minlength=40)
+    schema = {"user": pl.String, "items": pl.List(pl.Int32)}
+    pl.DataFrame({"user": [f"u{i}" for i in range(60)], "items": rows}, schema=schema).write_parquet(
+        folder / "sequences.parquet"
+    )
+    pl.DataFrame({"item": [f"i{i}" for i in range(40)], "count": counts}).write_parquet(folder / "items.parquet")
+    (folder / "stats.json").write_text(json.dumps({"data_hash": "abc", "source": "simulated"}))
+    truth = rng.dirichlet(np.ones(40), 60).astype(np.float32).tolist()
+    schema = {"valid": pl.List(pl.Float32), "test": pl.List(pl.Float32)}
+    pl.DataFrame({"valid": truth, "test": truth}, schema=schema).write_parquet(folder / "oracle.parquet")
+    settings = {
+        "evaluate": {"ks": [5, 10], "negatives": 20},
+        "compare": {"bootstrap_samples": 100},
+        "tracking": {"enabled": False},
+    }
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings))
+    return tmp_path
+
+
+def test_evaluate_then_compare(workspace: Path) -> None:
+    done = run_script(workspace, "evaluate.py", "popularity")
+    assert done.returncode == 0, done.stderr
+    first = (workspace / "metrics" / "popularity.json").read_bytes()
+    found = json.loads(first)
+    assert {"full", "full_unmasked", "sampled20"} == found["valid"].keys() == found["test"].keys()
+
+    early = run_script(workspace, "compare.py")
+    assert early.returncode == 2 and "dvc repro evaluate@sft" in early.stderr
+    assert "Traceback" not in early.stderr and not (workspace / "metrics" / "comparison.json").exists()
+
+    for policy in ("sft", "ppo", "grpo"):
+        shutil.copy(workspace / "metrics" / "popularity.json", workspace / "metrics" / f"{policy}.json")
+        shutil.copy(workspace / "ranks" / "popularity.parquet", workspace / "ranks" / f"{policy}.parquet")
+    done = run_script(workspace, "compare.py")
+    assert done.returncode == 0, done.stderr
+    assert "GRPO - SFT" in done.stdout and "comparison.html" in done.stdout
+    comparison = json.loads((workspace / "metrics" / "comparison.json").read_text())
+    assert comparison["grpo_vs_sft"]["test.full.ndcg@10"] == {"delta": 0.0, "relative": 0.0, "ci95": [0.0, 0.0]}
+    assert "oracle" in comparison["policies"]
+    assert (workspace / "reports" / "comparison.md").exists()
+
+
+def test_evaluate_refuses_a_missing_policy(workspace: Path) -> None:
+    done = run_script(workspace, "evaluate.py", "ppo")
+    assert done.returncode == 2
+    assert "no policy there" in done.stderr and "Traceback" not in done.stderr
+    assert not (workspace / "metrics").exists()

@@ -1,0 +1,121 @@
+"""The written report: complete, self-contained, reproducible, and graceful where logs are missing."""
+
+import html.parser
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rl4rec.params import CompareParams, RLParams
+from rl4rec.report import compare_policies, write_report
+from rl4rec.report.logs import TrainingLog
+
+PARAMS = RLParams(k=2)
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    from importlib import util
+
+    spec = util.spec_from_file_location("comparison_cases", Path(__file__).with_name("test_comparison.py"))
+    assert spec is not None and spec.loader is not None
+    cases = util.module_from_spec(spec)
+    spec.loader.exec_module(cases)
+    return compare_policies(cases.four(), CompareParams(bootstrap_samples=200), k=2)
+
+
+def training_log(kl: bool = True) -> TrainingLog:
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "step": i,
+            "samples": 8 * i,
+            "seconds": 0.5 * i,
+            "train/reward": 0.3 + 0.01 * rng.random(),
+            "train/entropy": 9.0,
+        }
+        | ({"train/kl": 0.01 * i} if kl else {})
+        | ({"valid/full/ndcg@2": 0.3 + 0.001 * i} if i % 10 == 0 else {})
+        for i in range(40)
+    ]
+    return TrainingLog(
+        rows, {"train_seconds": 20.0, "steps": 40, "samples": 320, "best_step": 30, "peak_memory_mb": 500}
+    )
+
+
+class Page(html.parser.HTMLParser):
+    """Collects every tag's attributes and the ids."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href"):
+                self.addresses.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+
+
+def test_html_is_self_contained_and_its_ids_are_unique(comparison, tmp_path: Path) -> None:
+    logs = {"sft": training_log(), "ppo": training_log(), "grpo": training_log()}
+    _, page_path = write_report(comparison, logs, PARAMS, tmp_path)
+    text = page_path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.tags.count("svg") == 8
+    assert all(address.startswith("#") for address in page.addresses)
+    assert {address[1:] for address in page.addresses} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert (
+        not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?https?:", text)
+        and "@import" not in text
+        and "<script" not in text
+    )
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+    for words in ("GRPO against SFT: better", "Claims and measurements", "not supported", "0.3155", "Protocol"):
+        assert words in text
+
+
+def test_markdown_names_only_plots_that_exist(comparison, tmp_path: Path) -> None:
+    markdown, _ = write_report(comparison, {"grpo": training_log()}, PARAMS, tmp_path)
+    text = markdown.read_text(encoding="utf-8")
+    images = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert images and all((tmp_path / image).is_file() for image in images)
+    assert sorted(path.name for path in tmp_path.rglob("*.part")) == []
+    lines = text.splitlines()
+    for row, line in enumerate(lines):  # every table row has as many cells as its header
+        if line.startswith("|---"):
+            end = next((i for i in range(row, len(lines)) if not lines[i].startswith("|")), len(lines))
+            assert {len(re.findall(r"(?<!\\)\|", cells.rstrip())) for cells in lines[row - 1 : end]} == {
+                line.count("|")
+            }
+            assert end - row > 1
+
+
+def test_what_is_missing_becomes_a_note(comparison, tmp_path: Path) -> None:
+    markdown, _ = write_report(comparison, {"ppo": training_log(kl=False)}, PARAMS, tmp_path)
+    text = markdown.read_text(encoding="utf-8")
+    assert "`train/kl` is not in the training log of PPO." in text
+    assert "No training log of GRPO." in text
+    assert not (tmp_path / "plots" / "kl.png").exists()
+
+
+def test_two_runs_write_the_same_bytes(comparison, tmp_path: Path) -> None:
+    logs = {"ppo": training_log(), "grpo": training_log()}
+    for name in ("first", "second"):
+        write_report(comparison, logs, PARAMS, tmp_path / name)
+    first, second = ({p.name: p.read_bytes() for p in (tmp_path / n).rglob("*.*")} for n in ("first", "second"))
+    assert first == second and len(first) == 9
+
+
+def test_names_from_the_data_are_escaped(comparison, tmp_path: Path) -> None:
+    card = comparison["protocol"] | {"source": "<b>&"}
+    _, page = write_report(comparison | {"protocol": card}, {}, PARAMS, tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert "<b>&" not in text and "&lt;b&gt;&amp;" in text
