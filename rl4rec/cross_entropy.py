@@ -35,7 +35,9 @@ def linear_cross_entropy(
     Returns:
         Scalar float32, the summed loss in nats.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, label_smoothing, matmul_dtype, chunk_rows)
+    loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, targets, label_smoothing, matmul_dtype, chunk_rows
+    )
     return loss
 
 

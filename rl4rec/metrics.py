@@ -22,6 +22,7 @@ def rank_gains(ranks: Tensor, *, k: int, metric: Literal["ndcg", "hit", "mrr"]) 
     Args:
         ranks: any shape, integers >= 0.
         k: cut-off, the number of slots that count.
+        metric: which of the three.
 
     Returns:
         float64, the shape of `ranks`.
@@ -75,9 +76,7 @@ def slate_gains(
     match reward_type:
         case "mixed":
             ndcg_weight, hit_weight, mrr_weight = weights
-            per_slot = (
-                ndcg_weight * ndcg(slots, k=k) + hit_weight * hit_rate(slots, k=k) + mrr_weight * mrr(slots, k=k)
-            )
+            per_slot = ndcg_weight * ndcg(slots, k=k) + hit_weight * hit_rate(slots, k=k) + mrr_weight * mrr(slots, k=k)
         case "ndcg" | "hit" | "mrr":
             per_slot = rank_gains(slots, k=k, metric=reward_type)
     hits = slates == targets.unsqueeze(-1)

@@ -163,7 +163,7 @@ class LoraParams(Section):
     """Low-rank adapters, used with `trainable: lora`."""
 
     r: Annotated[Int, Field(ge=1, le=512)] = 8
-    alpha: Annotated[Float, Field(gt=0)] = 16.0
+    alpha: Annotated[Int, Field(ge=1)] = 16
     dropout: Probability = 0.0
 
 
@@ -328,11 +328,9 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[object] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key}' is given twice", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
+from transformers.utils import ModelOutput
 
 from rl4rec.cross_entropy import linear_cross_entropy
 from rl4rec.slates import SlateLogProbs, greedy_slate, sample_slates, slate_log_probs
@@ -60,7 +61,7 @@ class SlatePolicyOutput(ModelOutput):
     target_loss: Tensor | None = None  # () mean cross-entropy of the prompts' targets on the support
 
 
-class SlatePolicy(PreTrainedModel):  # type: ignore[misc]
+class SlatePolicy(PreTrainedModel):
     """A causal LM whose item scores define a distribution over slates.
 
     `generation: slate` (default): one forward pass gives the scores of a Plackett-Luce distribution, from which any
@@ -82,7 +83,7 @@ class SlatePolicy(PreTrainedModel):  # type: ignore[misc]
         self.generation_config = lm.generation_config
         self.matmul_dtype = torch.float32  # of the output layer in the SFT loss; set by the trainer
         self.label_smoothing = 0.0
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     # --- plumbing that transformers expects -------------------------------------------------------
 
@@ -92,7 +93,8 @@ class SlatePolicy(PreTrainedModel):  # type: ignore[misc]
 
     def get_output_embeddings(self) -> torch.nn.Module:
         """Output layer of the wrapped model."""
-        return self.lm.get_output_embeddings()
+        layer: torch.nn.Module = self.lm.get_output_embeddings()
+        return layer
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         self.lm._init_weights(module)
@@ -122,10 +124,23 @@ class SlatePolicy(PreTrainedModel):  # type: ignore[misc]
         return states
 
     def prompt_states(self, histories: Histories) -> Tensor:
-        """State after the last item of each history, (b, d)."""
-        hidden = self.hidden_states(histories.items)
-        last = (histories.lengths - 1).view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
-        return hidden.gather(1, last).squeeze(1)
+        """State after the last item of each history, (b, d).
+
+        Histories are read in groups of similar length (up to 4, 8, 16 ... items), so little work goes into padding.
+        """
+        lengths = histories.lengths
+        longest = histories.items.shape[1]
+        bounds = [0, *(4 * 2**i for i in range(16) if 4 * 2**i < longest), longest]
+        states: list[Tensor] = []
+        order: list[Tensor] = []
+        for low, high in pairwise(bounds):
+            rows = ((lengths > low) & (lengths <= high)).nonzero().squeeze(1)
+            if len(rows) == 0:
+                continue
+            hidden = self.hidden_states(histories.items[rows, :high])
+            states.append(hidden[torch.arange(len(rows), device=rows.device), lengths[rows] - 1])
+            order.append(rows)
+        return torch.cat(states)[torch.cat(order).argsort()]
 
     def support(self, histories: Histories, candidates: Tensor | None = None) -> Support:
         """Candidates less the seen items (`mask_seen`): the one support of sampling and of all log-probabilities."""
@@ -241,7 +256,7 @@ class SlatePolicy(PreTrainedModel):  # type: ignore[misc]
     ) -> Tensor:
         """Draw slates of distinct items, (b, num_slates, k) item indices, in evaluation mode (no dropout)."""
         training = self.training
-        self.eval()
+        self.train(False)
         try:
             if self.config.generation == "autoregressive":
                 return self._autoregressive_sample(histories, support, num_slates, k, temperature, generator)

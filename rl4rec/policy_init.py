@@ -66,10 +66,11 @@ def _from_pretrained(params: PolicyParams, item_ids: list[str]) -> tuple[SlatePo
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         lm = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
-    except (OSError, ValueError, EnvironmentError) as error:
+    except (OSError, ValueError) as error:
         what = "the folder" if Path(name).exists() else "the Hugging Face hub id"
         raise UserError(
-            f"policy.model_name: cannot load {what} '{name}' as a causal language model with safetensors weights: {error}"
+            f"policy.model_name: cannot load {what} '{name}' as a causal language model "
+            f"with safetensors weights: {error}"
         ) from None
     positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and positions < params.max_history:

@@ -33,7 +33,7 @@ class PolicyModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the policy and the vocabulary from the model's artifacts."""
-        self.policy = SlatePolicy.from_pretrained(context.artifacts["policy"]).eval()
+        self.policy = SlatePolicy.from_pretrained(context.artifacts["policy"]).train(False)
         items = pl.read_parquet(context.artifacts["items"], columns=["item", "count"])
         self.item_ids: list[str] = items["item"].to_list()
         self.index = {item: row for row, item in enumerate(self.item_ids)}

@@ -46,7 +46,7 @@ def build_tokenizer(item_ids: Sequence[str]) -> PreTrainedTokenizerFast:
         raise ValueError("item ids must be distinct and not empty")
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(" "), behavior="removed")
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",
         unk_token="[UNK]",

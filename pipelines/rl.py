@@ -1,0 +1,53 @@
+"""Stage `rl`: fine-tune the SFT policy on the metric with PPO or GRPO; writes models/<algorithm> and its log."""
+
+import shutil
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from rl4rec.data.prepared import load_prepared
+from rl4rec.evaluation.protocols import validate
+from rl4rec.params import Params
+from rl4rec.policy import SlatePolicy
+from rl4rec.seeding import seed_everything
+from rl4rec.stage import run_variant_stage
+from rl4rec.tracking import stage_run
+from rl4rec.trainers.checkpoints import run_digest, weights_digest
+from rl4rec.trainers.grpo import train_grpo
+from rl4rec.trainers.history import TrainingLog
+from rl4rec.trainers.monitor import Monitor
+from rl4rec.trainers.ppo import PPOTrainer
+
+START = Path("models/sft")
+
+
+def main(params: Params, algorithm: str) -> None:
+    rl, data = params.rl, load_prepared(Path("data/prepared"))
+    out, checkpoints = Path("models") / algorithm, Path("checkpoints") / algorithm
+    section = rl.ppo if algorithm == "ppo" else rl.grpo
+    shared = rl.model_dump(exclude={"ppo", "grpo"})
+    digest = run_digest({"rl": shared, algorithm: section.model_dump(), "start": weights_digest(START)})
+    tokenizer = AutoTokenizer.from_pretrained(START)
+    with (
+        stage_run("rl", params, name=f"rl-{algorithm}") as run,
+        TrainingLog(Path(f"logs/{algorithm}.jsonl"), run.log_metrics) as log,
+    ):
+        run.log_dataset(data, context="training")
+        monitor = Monitor(
+            validate=lambda policy: validate(policy.scores, data, k=rl.k, batch_size=params.evaluate.batch_size),
+            metric=f"full/ndcg@{rl.k}",
+            report=log,
+            best_folder=out,
+        )
+        seed_everything(section.seed)
+        if algorithm == "ppo":
+            PPOTrainer(SlatePolicy.from_pretrained(START), data, rl, monitor, checkpoints).train(digest=digest)
+        else:
+            train_grpo(START, tokenizer, data, rl, monitor, checkpoints=checkpoints, digest=digest)
+        tokenizer.save_pretrained(out)
+        run.log_policy(out, data)
+    shutil.rmtree(checkpoints)
+
+
+if __name__ == "__main__":
+    run_variant_stage(main, ("ppo", "grpo"))

@@ -1,0 +1,46 @@
+"""Stage `sft`: warm-start the policy by next-item cross-entropy; writes models/sft and logs/sft.jsonl."""
+
+import shutil
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from rl4rec.data.prepared import load_prepared
+from rl4rec.evaluation.protocols import validate
+from rl4rec.params import Params
+from rl4rec.policy_init import create_policy
+from rl4rec.seeding import seed_everything
+from rl4rec.stage import run_stage
+from rl4rec.tracking import stage_run
+from rl4rec.trainers.checkpoints import run_digest
+from rl4rec.trainers.history import TrainingLog
+from rl4rec.trainers.monitor import Monitor
+from rl4rec.trainers.sft import train_sft
+
+OUT, CHECKPOINTS, LOG = Path("models/sft"), Path("checkpoints/sft"), Path("logs/sft.jsonl")
+
+
+def main(params: Params) -> None:
+    data = load_prepared(Path("data/prepared"))
+    seed_everything(params.sft.seed)
+    policy, tokenizer = create_policy(
+        params.policy, data.item_ids, AutoTokenizer.from_pretrained(data.tokenizer_folder)
+    )
+    with stage_run("sft", params) as run, TrainingLog(LOG, run.log_metrics) as log:
+        run.log_dataset(data, context="training")
+        monitor = Monitor(
+            validate=lambda p: validate(p.scores, data, k=10, batch_size=params.evaluate.batch_size),
+            metric="full/ndcg@10",
+            report=log,
+            best_folder=OUT,
+            patience=params.sft.early_stopping_patience,
+        )
+        settings = {"policy": params.policy.model_dump(), "sft": params.sft.model_dump(), "data": data.data_hash}
+        train_sft(policy, tokenizer, data, params.sft, monitor, checkpoints=CHECKPOINTS, digest=run_digest(settings))
+        tokenizer.save_pretrained(OUT)
+        run.log_policy(OUT, data)
+    shutil.rmtree(CHECKPOINTS)
+
+
+if __name__ == "__main__":
+    run_stage(main)

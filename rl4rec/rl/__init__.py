@@ -1,0 +1,1 @@
+"""Pure reinforcement-learning maths on tensors: prompts, candidates, advantages, losses."""

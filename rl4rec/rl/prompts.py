@@ -1,0 +1,68 @@
+"""Training prompts: every prefix of every training sequence, and the order in which RL visits them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from rl4rec.data.prepared import PreparedData, Ragged
+
+IntArray = npt.NDArray[np.int64]
+
+
+class PromptBatch(NamedTuple):
+    """Prompts as plain arrays."""
+
+    histories: list[IntArray]  # item indices, oldest first, at most `max_history`
+    targets: IntArray  # (b,) the item that came next
+    seeds: IntArray  # (b,) of the candidate draws
+
+
+class PromptSet:
+    """All (prefix, next item) pairs of the training sequences, visited epoch by epoch in a seeded order.
+
+    Visit v is prompt `permutation_of_epoch(v // n)[v % n]` with its own candidate seed: a pure function of (seed, v),
+    so PPO and GRPO see the same prompts and a resumed run goes on where it stopped.
+    """
+
+    def __init__(self, data: PreparedData, *, max_history: int, seed: int) -> None:
+        self._sequences: Ragged = data.train_sequences()
+        self._max_history = max_history
+        self._seed = seed
+        starts = self._sequences.offsets[:-1]
+        position = np.arange(len(self._sequences.values)) - np.repeat(starts, self._sequences.lengths)
+        self._targets_at = np.flatnonzero(position > 0)  # index into the flat values, one a prompt
+        self._position = position[self._targets_at]
+        self._epoch: int | None = None
+        self._order = np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._targets_at)
+
+    def visit(self, start: int, count: int) -> PromptBatch:
+        """The prompts of visits start .. start + count - 1."""
+        chosen = np.concatenate([self._visits(v, stop) for v, stop in self._per_epoch(start, start + count)])
+        ends = self._targets_at[chosen]
+        begins = ends - np.minimum(self._position[chosen], self._max_history)
+        values = self._sequences.values
+        histories = [values[begin:end] for begin, end in zip(begins, ends, strict=True)]
+        # 31 bits from the visit's number: every visit of a prompt meets fresh negatives.
+        seeds = (np.arange(start, start + count, dtype=np.int64) * 2654435761 + self._seed * 40503) % (2**31 - 1)
+        return PromptBatch(histories, values[ends], seeds)
+
+    def _per_epoch(self, start: int, stop: int) -> list[tuple[int, int]]:
+        bounds = [start]
+        while bounds[-1] < stop:
+            bounds.append(min(stop, (bounds[-1] // len(self) + 1) * len(self)))
+        return list(pairwise(bounds))
+
+    def _visits(self, start: int, stop: int) -> IntArray:
+        epoch = start // len(self)
+        if epoch != self._epoch:
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self))
+            self._epoch = epoch
+        first = start - epoch * len(self)
+        return self._order[first : first + stop - start]

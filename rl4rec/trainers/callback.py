@@ -1,0 +1,86 @@
+"""The bridge from a transformers Trainer (SFTTrainer, GRPOTrainer) to the monitor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rl4rec.policy import SlatePolicy
+from rl4rec.trainers.checkpoints import keep_only
+from rl4rec.trainers.monitor import Monitor
+
+Rename = Callable[[Mapping[str, float], float], dict[str, float]]
+
+
+class MonitorCallback(TrainerCallback):
+    """Hands a Trainer's log entries, validations and checkpoints to the monitor.
+
+    Args:
+        monitor: takes them.
+        policy: the policy in training.
+        checkpoints: the Trainer's output folder.
+        rename: turns a log entry and the seconds since the last one into a row under our names.
+        every: steps between validations; the last step is always validated.
+        samples_per_step: sequences or slates that one optimizer step consumes.
+    """
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        policy: SlatePolicy,
+        checkpoints: Path,
+        *,
+        rename: Rename,
+        every: int,
+        samples_per_step: int,
+    ) -> None:
+        self._monitor = monitor
+        self._policy = policy
+        self._checkpoints = checkpoints
+        self._rename = rename
+        self._every = every
+        self._samples_per_step = samples_per_step
+        self._logged_at = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the clock of the first log entry."""
+        self._logged_at = self._monitor.seconds
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Turn a log entry into a row."""
+        if logs is None or "loss" not in logs:
+            return
+        now = self._monitor.seconds
+        row = self._rename(logs, now - self._logged_at)
+        self._logged_at = now
+        self._monitor.log(row, step=state.global_step, samples=state.global_step * self._samples_per_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Validate when it is time; stop when patience has run out."""
+        if state.global_step % self._every == 0 or state.global_step >= state.max_steps:
+            samples = state.global_step * self._samples_per_step
+            if self._monitor.validate(self._policy, step=state.global_step, samples=samples):
+                control.should_training_stop = True
+        return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Complete the Trainer's checkpoint with the monitor's state, then drop the older ones."""
+        folder = self._checkpoints / f"checkpoint-{state.global_step}"
+        self._monitor.save_state(folder)
+        keep_only(self._checkpoints, folder)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Close the log with the summary row."""
+        self._monitor.finish(step=state.global_step, samples=state.global_step * self._samples_per_step)

@@ -1,0 +1,277 @@
+"""GRPO on TRL's GRPOTrainer (Shao et al. 2024; TRL 1.16).
+
+Deviations from running TRL as it comes, and why:
+
+- Rollouts go through the policy's own `generate`: one forward pass for all slates of a prompt.
+- One override, `_get_per_token_logps_and_entropies`. TRL's fused head gives log-probabilities over the *whole*
+  vocabulary, one forward pass a row; a slate is drawn without replacement from a masked support, so these would bias
+  the ratio. Ours returns Plackett-Luce log-probabilities on the very support that was sampled from.
+- The supervised term (`sft_coef`) travels in TRL's slot for an auxiliary loss.
+- `beta` and the reference policy are set after construction: TRL would load the reference from a path as a plain LM.
+
+`tests/trainers/test_grpo_contract.py` pins what this file relies on in TRL 1.16.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from trl import GRPOConfig, GRPOTrainer
+
+from rl4rec.data.prepared import PreparedData
+from rl4rec.metrics import slate_gains
+from rl4rec.params import GRPOParams, RLParams
+from rl4rec.policy import SlatePolicy, SlatePolicyOutput
+from rl4rec.rl.losses import kl_estimate
+from rl4rec.rl.prompts import PromptSet
+from rl4rec.trainers.callback import MonitorCallback
+from rl4rec.trainers.checkpoints import latest_checkpoint
+from rl4rec.trainers.monitor import Monitor, peak_memory_mb
+from rl4rec.trainers.token_prompts import (
+    CandidateRule,
+    TokenPromptPolicy,
+    place_in_group,
+    prompt_texts,
+    read_prompts,
+)
+from rl4rec.trainers.trainable import frozen_copy, set_dropout, set_trainable
+
+_RENAMED = {
+    "loss": "train/loss",
+    "reward": "train/reward",
+    "hit_share": "train/hit_share",
+    "frac_reward_zero_std": "train/no_signal_share",
+    "kl": "train/kl",
+    "entropy": "train/entropy",
+    "clip_ratio/region_mean": "train/clip_fraction",
+    "cispo_clip_ratio": "train/clip_fraction",
+    "grad_norm": "train/grad_norm",
+    "learning_rate": "train/learning_rate",
+    "aux_loss": "train/target_loss",
+}
+
+
+def train_grpo(
+    sft_folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    data: PreparedData,
+    rl: RLParams,
+    monitor: Monitor,
+    *,
+    checkpoints: Path,
+    digest: str,
+) -> None:
+    """Fine-tune the SFT policy; the best one by validation is in the monitor's folder.
+
+    Args:
+        sft_folder: the warm start.
+        tokenizer: of the policy's vocabulary.
+        data: prompts are all prefixes of the training sequences.
+        rl: the `rl` section.
+        monitor: takes log rows and validations.
+        checkpoints: folder for resuming an interrupted run.
+        digest: identifies the run; only its own checkpoints are resumed.
+    """
+    params = rl.grpo
+    policy = TokenPromptPolicy.from_pretrained(sft_folder)
+    policy.rule = CandidateRule(rl.candidates, torch.from_numpy(data.item_counts), exclude_seen=policy.config.mask_seen)
+    policy.temperature, policy.slate_length = params.temperature, rl.k
+    reference = frozen_copy(policy)
+    set_trainable(policy, rl.trainable, rl.lora)
+    set_dropout(policy, rl.dropout)
+
+    prompts = PromptSet(data, max_history=policy.config.max_history, seed=params.seed)
+    arguments = _arguments(rl, params, checkpoints, prompts=len(prompts))
+    count = -(-arguments.max_steps // params.num_iterations) * params.batch_size * params.gradient_accumulation_steps
+    batch = prompts.visit(0, count * arguments.world_size)
+    dataset = Dataset.from_dict({"prompt": prompt_texts(batch, tokenizer, policy), "target": batch.targets.tolist()})
+    trainer = SlateGRPOTrainer(
+        model=policy,
+        reward_funcs=[slate_reward(rl, item_offset=policy.config.item_offset)],
+        args=arguments,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+    )
+    trainer.use_reference(reference, kl_coef=params.kl_coef)
+    trainer.use_supervised_term(rl.sft_coef)
+    trainer.slates_per_step = params.slates_per_step * arguments.world_size / params.num_iterations
+    trainer.add_callback(
+        MonitorCallback(
+            monitor,
+            policy,
+            checkpoints,
+            rename=trainer.rename,
+            every=rl.eval_every,
+            samples_per_step=round(trainer.slates_per_step),
+        )
+    )
+    resume = latest_checkpoint(checkpoints, digest)
+    if resume is not None:
+        monitor.load_state(resume)
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+
+
+def slate_reward(rl: RLParams, *, item_offset: int) -> Callable[..., list[float | None]]:
+    """TRL reward function: the metric of each slate, from its token ids and the `target` column."""
+    weights = (rl.mixed.ndcg, rl.mixed.hit, rl.mixed.mrr)
+
+    def reward(
+        completion_ids: list[list[int]], target: list[int], log_metric: Callable[[str, float], None], **_: Any
+    ) -> list[float | None]:
+        slates = torch.tensor(completion_ids) - item_offset  # (n, k)
+        targets = torch.tensor(target)
+        gains = slate_gains(slates, targets, reward_type=rl.reward_type, weights=weights)
+        log_metric("hit_share", (slates == targets.unsqueeze(1)).any(1).double().mean().item())
+        values: list[float | None] = gains.sum(-1).tolist()
+        return values
+
+    return reward
+
+
+class SlateGRPOTrainer(GRPOTrainer):
+    """GRPOTrainer whose log-probabilities are those of slates on their masked support."""
+
+    slates_per_step = 0.0
+    _logged_step = 0
+    _reference: SlatePolicy | None = None
+
+    def use_reference(self, reference: SlatePolicy, *, kl_coef: float) -> None:
+        """Measure (and with `kl_coef` above 0, penalise) the KL divergence to `reference`."""
+        self._reference = reference.to(self.accelerator.device)
+        if kl_coef > 0:
+            self.beta = kl_coef
+            self.ref_model = self._reference
+
+    def use_supervised_term(self, coefficient: float) -> None:
+        """Add `coefficient` times the cross-entropy of the target on the candidates to the loss."""
+        self.aux_loss_enabled = coefficient > 0
+        self.router_aux_loss_coef = coefficient
+
+    def rename(self, logs: Mapping[str, float], seconds: float) -> dict[str, float]:
+        """A log entry under our names; `seconds` is the training time since the last one."""
+        row = {ours: logs[theirs] for theirs, ours in _RENAMED.items() if logs.get(theirs) is not None}
+        steps = self.state.global_step - self._logged_step
+        self._logged_step = self.state.global_step
+        row["train/slates_per_second"] = steps * self.slates_per_step / max(seconds, 1e-9)
+        row["train/peak_memory_mb"] = peak_memory_mb()
+        return row
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: torch.nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Per-slot log-probabilities and entropies (n, k) of the slates that follow the prompts (n, p)."""
+        policy = self.accelerator.unwrap_model(self.model)
+        prompts = read_prompts(input_ids[:, :-logits_to_keep], policy)
+        slates = input_ids[:, -logits_to_keep:] - policy.config.item_offset  # (n, k)
+        place = place_in_group(prompts.rows)
+        # (b, g, k); a prompt with fewer slates than the largest group repeats one of its own
+        first = torch.zeros_like(prompts.targets).scatter_(0, prompts.rows, torch.arange(len(slates)).to(slates.device))
+        grouped = slates[first].unsqueeze(1).repeat(1, int(place.max()) + 1, 1)
+        grouped[prompts.rows, place] = slates
+        inputs = {
+            "histories": prompts.histories,
+            "candidates": policy.rule.candidates(prompts.histories, prompts.targets, prompts.seeds),
+            "slates": grouped,
+            "temperature": self.temperature,
+        }
+        output: SlatePolicyOutput = model(**inputs, targets=prompts.targets if compute_aux_loss else None)
+        assert output.log_probs is not None and output.entropy is not None
+        log_probs = output.log_probs[prompts.rows, place]
+        if compute_entropy and self.beta == 0 and self._is_logging_step():
+            self._measure_kl(policy, inputs, prompts.rows, place)
+        entropy = output.entropy[prompts.rows, place] if compute_entropy else None
+        return log_probs, entropy, output.target_loss
+
+    def _is_logging_step(self) -> bool:
+        return (self.state.global_step + 1) % self.args.logging_steps == 0
+
+    @torch.no_grad()
+    def _measure_kl(self, policy: SlatePolicy, inputs: dict[str, Any], rows: Tensor, place: Tensor) -> None:
+        """Log the KL to the reference, without dropout, under TRL's name; TRL itself does only if it penalises it."""
+        assert self._reference is not None
+        policy.train(False)
+        ours, theirs = (SlatePolicy.forward(model, **inputs).log_probs for model in (policy, self._reference))
+        policy.train()
+        assert ours is not None and theirs is not None
+        kl = kl_estimate(ours[rows, place], theirs[rows, place]).mean()
+        self._metrics["train"]["kl"].append(self.accelerator.gather(kl).mean().item())
+
+
+def grpo_steps(rl: RLParams, params: GRPOParams, *, prompts: int, world: int = 1) -> int:
+    """Optimizer steps: `max_steps`, else `num_epochs` over the prompts, else the budget of slates."""
+    if params.max_steps is not None:
+        return params.max_steps
+    per_step = params.slates_per_step * world
+    slates = rl.num_slates
+    if params.num_epochs is not None:
+        slates = round(params.num_epochs * prompts) * params.num_sample_generations
+    return max(1, round(slates / per_step)) * params.num_iterations
+
+
+def _arguments(rl: RLParams, params: GRPOParams, folder: Path, *, prompts: int) -> GRPOConfig:
+    """Every hyper-parameter explicit: TRL's defaults drift between releases."""
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": params.batch_size * params.num_sample_generations,
+        "gradient_accumulation_steps": params.gradient_accumulation_steps,
+        "num_generations": params.num_sample_generations,
+        "num_iterations": params.num_iterations,
+        "max_completion_length": rl.k,
+        "temperature": params.temperature,
+        "top_p": 1.0,
+        "top_k": 0,
+        "repetition_penalty": 1.0,
+        "beta": 0.0,
+        "epsilon": params.clip_range,
+        "epsilon_high": params.clip_range_high,
+        "loss_type": params.loss_type,
+        "scale_rewards": params.scale_rewards,
+        "importance_sampling_level": "token",
+        "entropy_coef": params.entropy_coef,
+        "mask_truncated_completions": False,
+        "use_vllm": False,
+        "disable_dropout": False,  # the trainer's own `rl.dropout` decides, see `set_dropout`
+        "shuffle_dataset": False,  # the prompts come in the order of `PromptSet`
+        "learning_rate": params.learning_rate,
+        "weight_decay": rl.weight_decay,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "optim": "adamw_torch",
+        "lr_scheduler_type": params.lr_scheduler,
+        "warmup_steps": 0,
+        "max_grad_norm": params.max_grad_norm,
+        "logging_steps": rl.logging_steps,
+        "logging_nan_inf_filter": False,
+        "log_completions": False,
+        "save_strategy": "steps",
+        "save_steps": rl.eval_every,
+        "eval_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": not sys.stderr.isatty(),
+        "seed": params.seed,
+        "data_seed": params.seed,
+        "bf16": False,
+        "fp16": False,
+        "activation_checkpointing": False,
+        "remove_unused_columns": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    world = GRPOConfig(**settings, max_steps=1).world_size
+    return GRPOConfig(**settings, max_steps=grpo_steps(rl, params, prompts=prompts, world=world))

@@ -1,0 +1,165 @@
+"""What every trainer shares: rows for the training log, validation, the best checkpoint, patience.
+
+Trainers know neither MLflow nor files of results; they hand rows of numbers to `report`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl4rec.policy import SlatePolicy
+from rl4rec.trainers.trainable import without_adapters
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, float]
+Report = Callable[[Mapping[str, float]], None]
+Validate = Callable[[SlatePolicy], Mapping[str, float]]
+
+
+class Monitor:
+    """Clock, log rows, validation and the best policy of one training run.
+
+    The clock stands still during validation, so `seconds` is training time.
+
+    Args:
+        validate: metrics of a policy on the validation fold.
+        metric: the one of them that chooses the best policy.
+        report: takes each log row.
+        best_folder: where the best policy is kept.
+        patience: validations without a better one after which `validate` says stop; None: never.
+    """
+
+    def __init__(
+        self, *, validate: Validate, metric: str, report: Report, best_folder: Path, patience: int | None = None
+    ) -> None:
+        self._metric = metric
+        self._validate = validate
+        self._report = report
+        self._best_folder = best_folder
+        self._patience = patience
+        self._rows: list[Row] = []
+        self._best: float | None = None
+        self._best_step = 0
+        self._since_best = 0
+        self._validated_at = -1
+        self._spent = 0.0
+        self._resumed_at = time.perf_counter()
+        reset_peak_memory()
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far."""
+        return self._spent + time.perf_counter() - self._resumed_at
+
+    @property
+    def best_step(self) -> int:
+        """Step of the best validation so far."""
+        return self._best_step
+
+    def log(self, metrics: Mapping[str, float], *, step: int, samples: int) -> None:
+        """Report one row of training metrics."""
+        self._emit({"step": step, "samples": samples, "seconds": round(self.seconds, 3), **metrics})
+
+    def validate(self, policy: SlatePolicy, *, step: int, samples: int) -> bool:
+        """Validate, keep the policy if it is the best so far; True if patience has run out."""
+        if step == self._validated_at:
+            return False
+        self._spent = self.seconds
+        training = policy.training
+        policy.train(False)
+        metrics = self._validate(policy)
+        self._validated_at = step
+        score = metrics[self._metric]
+        if self._best is None or score > self._best:
+            self._best, self._best_step, self._since_best = score, step, 0
+            save_policy(policy, self._best_folder)
+        else:
+            self._since_best += 1
+        policy.train(training)
+        self._resumed_at = time.perf_counter()
+        self._emit(
+            {
+                "step": step,
+                "samples": samples,
+                "seconds": round(self._spent, 3),
+                **{f"valid/{name}": value for name, value in metrics.items()},
+            }
+        )
+        logger.info("step %d: validation %s %.5f (best %.5f)", step, self._metric, score, self._best)
+        return self._patience is not None and self._since_best >= self._patience
+
+    def finish(self, *, step: int, samples: int) -> Row:
+        """Report the summary row and return it."""
+        summary: Row = {
+            "summary": True,
+            "steps": step,
+            "samples": samples,
+            "train_seconds": round(self.seconds, 3),
+            "best_step": self._best_step,
+            "peak_memory_mb": peak_memory_mb(),
+        }
+        self._emit({"step": step, "seconds": summary["train_seconds"], **summary})
+        return summary
+
+    def save_state(self, folder: Path) -> None:
+        """Write what a resumed run needs, best policy included, into a checkpoint folder."""
+        state = {
+            "rows": self._rows,
+            "best": self._best,
+            "best_step": self._best_step,
+            "since_best": self._since_best,
+            "validated_at": self._validated_at,
+            "spent": self.seconds,
+        }
+        (folder / "monitor.json").write_text(json.dumps(state), encoding="utf-8")
+        if self._best is not None:
+            shutil.copytree(self._best_folder, folder / "best", dirs_exist_ok=True)
+
+    def load_state(self, folder: Path) -> None:
+        """Continue from `save_state`; the rows logged before are reported again, so that logs are whole."""
+        state: dict[str, Any] = json.loads((folder / "monitor.json").read_text(encoding="utf-8"))
+        self._best, self._best_step = state["best"], state["best_step"]
+        self._since_best, self._validated_at = state["since_best"], state["validated_at"]
+        self._spent, self._resumed_at = state["spent"], time.perf_counter()
+        if self._best is not None:
+            shutil.copytree(folder / "best", self._best_folder, dirs_exist_ok=True)
+        for row in state["rows"]:
+            self._emit(row)
+
+    def _emit(self, row: Row) -> None:
+        self._rows.append(row)
+        self._report(row)
+
+
+def save_policy(policy: SlatePolicy, folder: Path) -> None:
+    """Save a policy's weights (adapters merged) and configuration, replacing the folder in one step."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    without_adapters(policy).save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def reset_peak_memory() -> None:
+    """Start the peak-memory count anew (CUDA only: the process's peak on CPU cannot be reset)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory_mb() -> float:
+    """Peak memory in MiB: allocated on the CUDA device, or the process's resident set on CPU."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale, 1)
