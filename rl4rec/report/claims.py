@@ -163,7 +163,7 @@ def _step_cost(ppo: TrainingLog, grpo: TrainingLog) -> Claim:
     cost = [_per(log.total("train_seconds"), log.total("steps")) for log in (ppo, grpo)]
     slates = [_per(log.total("samples"), log.total("steps")) for log in (ppo, grpo)]
     sizes = " and ".join("?" if size is None else f"{size:,.0f}" for size in slates)
-    rule = f"Seconds a step, validation included; a step is {sizes} slates. Supported when the ratio is 2 to 3."
+    rule = f"Training seconds a step, without validation; a step is {sizes} slates. Supported when the ratio is 2 to 3."
     return _ratio_claim("Cost per step", ("1x", "2-3x"), (cost[0], cost[1]), "s", 2, 3, rule)
 
 
@@ -178,7 +178,7 @@ def _convergence(ppo: TrainingLog, grpo: TrainingLog) -> Claim:
 
 def _total_time(ppo: TrainingLog, grpo: TrainingLog) -> Claim:
     values = (ppo.total("train_seconds"), grpo.total("train_seconds"))
-    rule = "Wall time of training, at this run's budgets. Supported when the ratio is .6 to 1.5, as claimed."
+    rule = "Training time without validation, at this run's budgets. Supported when the ratio is .6 to 1.5, as claimed."
     return _ratio_claim("Total training time", ("1x", "0.6-1.5x"), values, "s", 0.6, 1.5, rule)
 
 

@@ -71,7 +71,14 @@ def draw_plots(comparison: dict[str, Any], logs: Mapping[str, TrainingLog]) -> t
         ("reward", "Training reward", "train/reward", "samples", runs, None),
         ("kl", "KL divergence from the SFT policy", "train/kl", "samples", runs, None),
         ("entropy", "Entropy of the policy", "train/entropy", "samples", runs, None),
-        ("sft", f"SFT: validation NDCG@{k}", valid, "step", {s: log for s, log in logs.items() if s == "sft"}, None),
+        (
+            "sft",
+            "SFT: validation NDCG@10",
+            "valid/full/ndcg@10",
+            "step",
+            {s: log for s, log in logs.items() if s == "sft"},
+            None,
+        ),
     ]
     for name, title, key, over, sources, line in wanted:
         curves = {run: log.series(key, over=over) for run, log in sources.items()}
