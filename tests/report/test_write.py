@@ -64,7 +64,8 @@ class Page(html.parser.HTMLParser):
 
 
 def test_html_is_self_contained_and_its_ids_are_unique(comparison, tmp_path: Path) -> None:
-    logs = {"sft": training_log(), "ppo": training_log(), "grpo": training_log()}
+    sft = TrainingLog([{"step": 10, "valid/full/ndcg@10": 0.1}, {"step": 20, "valid/full/ndcg@10": 0.2}], {})
+    logs = {"sft": sft, "ppo": training_log(), "grpo": training_log()}
     _, page_path = write_report(comparison, logs, PARAMS, tmp_path)
     text = page_path.read_text(encoding="utf-8")
     page = Page(text)
