@@ -54,7 +54,6 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "5",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -246,6 +245,7 @@ def _start(stage: str, params: Params, name: str) -> tuple[MlflowClient, str, st
         os.environ.setdefault(key, value)
     import mlflow
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or params.tracking.uri)
     experiment = mlflow.set_experiment(params.tracking.experiment).experiment_id
     client = mlflow.MlflowClient()

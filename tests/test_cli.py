@@ -1,0 +1,114 @@
+"""The command and the workspaces it makes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rl4rec.errors import UserError
+from rl4rec.params import load_params
+from rl4rec.workspace import make_workspace
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-c", "from rl4rec.cli import main; main()", *arguments]
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_check_params_prints_the_resolved_settings(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("sft: {batch_size: 7}\n")
+    result = command("check-params", cwd=tmp_path)
+    assert result.returncode == 0
+    printed = yaml.safe_load(result.stdout)
+    assert printed["sft"]["batch_size"] == 7
+    assert printed["rl"]["grpo"]["num_sample_generations"] == 16  # a default
+
+
+def test_check_dvc_reports_problems_and_fails(tmp_path: Path) -> None:
+    assert command("check-dvc").returncode == 0
+    (tmp_path / "params.yaml").write_text("{}")
+    (tmp_path / "dvc.yaml").write_text("stages: {a: {cmd: python pipelines/a.py}}")
+    result = command("check-dvc", "--root", str(tmp_path))
+    assert result.returncode == 2
+    assert "the script 'pipelines/a.py' does not exist" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_show_comparison_before_there_is_one(tmp_path: Path) -> None:
+    result = command("show-comparison", "--root", str(tmp_path))
+    assert result.returncode == 2
+    assert "metrics/comparison.json: not there yet. Run `dvc repro`" in result.stderr
+
+
+def test_no_command_heavy_at_import() -> None:
+    code = "import sys, rl4rec.cli; sys.exit(bool({'torch', 'mlflow', 'polars', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.fixture
+def overrides(tmp_path: Path) -> Path:
+    path = tmp_path / "changes.yaml"
+    path.write_text("data: {source: simulated}\nrl: {grpo: {batch_size: 8}}\n")
+    return path
+
+
+def test_a_workspace_links_the_code_and_changes_the_settings(tmp_path: Path, overrides: Path) -> None:
+    folder = tmp_path / "space"
+    assert command("workspace", str(folder), "--overrides", str(overrides)).returncode == 0
+    params, committed = load_params(folder / "params.yaml"), load_params(ROOT / "params.yaml")
+    assert (params.data.source, params.rl.grpo.batch_size) == ("simulated", 8)
+    assert params.rl.ppo == committed.rl.ppo
+    for name in ("dvc.yaml", "pipelines", "rl4rec"):
+        assert (folder / name).resolve() == ROOT / name
+    # A project of its own: DVC looks no further up.
+    assert "no_scm = true" in (folder / ".dvc" / "config").read_text()
+    assert not list(folder.glob("*.new"))
+
+
+def test_a_workspace_is_refreshed_and_keeps_its_results(tmp_path: Path, overrides: Path) -> None:
+    folder = tmp_path / "space"
+    make_workspace(ROOT, folder, overrides)
+    (folder / "dvc.lock").write_text("lock")
+    overrides.write_text("data: {source: simulated, k_core: 3}\n")
+    make_workspace(ROOT, folder, overrides)
+    assert load_params(folder / "params.yaml").data.k_core == 3
+    assert (folder / "dvc.lock").read_text() == "lock"
+
+
+def test_the_demo_is_valid_and_simulated(tmp_path: Path) -> None:
+    make_workspace(ROOT, tmp_path / "demo", ROOT / "demo.yaml")
+    assert load_params(tmp_path / "demo" / "params.yaml").data.source == "simulated"
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("data: {sorce: simulated}", "did you mean 'source'?"),
+        ("- 1", "expected settings nested as in params.yaml"),
+        ("data: {", "not valid YAML"),
+    ],
+)
+def test_invalid_overrides_change_nothing(tmp_path: Path, overrides: Path, text: str, part: str) -> None:
+    make_workspace(ROOT, tmp_path / "space", overrides)
+    before = (tmp_path / "space" / "params.yaml").read_text()
+    overrides.write_text(text)
+    with pytest.raises(UserError) as caught:
+        make_workspace(ROOT, tmp_path / "space", overrides)
+    assert part in str(caught.value)
+    assert "changes.yaml" in str(caught.value)
+    assert (tmp_path / "space" / "params.yaml").read_text() == before
+    assert not list((tmp_path / "space").glob(".params*"))
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, overrides: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="is not a workspace"):
+        make_workspace(ROOT, tmp_path / "home", overrides)
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis.txt"]
