@@ -39,8 +39,9 @@ class PolicyModel(PythonModel):
         self.index = {item: row for row, item in enumerate(self.item_ids)}
         self.popularity = items["count"].to_numpy().astype(np.float32)
 
-    def predict(
-        self, context: PythonModelContext, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
+    # MLflow hands over the context only to a `predict` that has a parameter for it.
+    def predict(  # type: ignore[override]
+        self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
     ) -> pd.DataFrame:
         """Rank `k` items (`params`, default 10) for each row of the column `history`.
 

@@ -63,10 +63,9 @@ _ENVIRONMENT = {
 class StageRun:
     """The MLflow run of one stage; without a run (tracking off, or it failed to start) every method does nothing."""
 
-    def __init__(self, client: MlflowClient | None = None, run_id: str | None = None, mask_seen: bool = True) -> None:
+    def __init__(self, client: MlflowClient | None = None, run_id: str | None = None) -> None:
         self.run_id = run_id
         self._client = client
-        self._mask_seen = mask_seen
         self._pending: list[Metric] = []
         self._next_flush = 0.0
 
@@ -144,7 +143,6 @@ class StageRun:
                 python_model=str(package / "serving.py"),
                 artifacts={"policy": str(folder), "items": str(data.folder / "items.parquet")},
                 code_paths=[str(package)],
-                model_config={"mask_seen": self._mask_seen},
                 signature=signature,
                 input_example=(pd.DataFrame({"history": [history]}), {"k": 5}),
                 pip_requirements=_serving_requirements(),
@@ -180,7 +178,7 @@ def stage_run(stage: str, params: Params, *, name: str | None = None) -> Iterato
     parent = None
     with _guard("the start of the run"):
         client, parent, run_id = _start(stage, params, name)
-        run = StageRun(client, run_id, params.policy.mask_seen)
+        run = StageRun(client, run_id)
     run.log_params(stage_settings(params, stage, name.removeprefix(stage).strip("-@")))
     status = "FAILED"
     try:
