@@ -33,8 +33,8 @@ $(READY): pyproject.toml
 	@index=https://download.pytorch.org/whl/cpu; \
 	if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then index=; \
 	elif ! $(BIN)/python -c "import urllib.request as u; u.urlopen('$$index/torch/', timeout=5)" 2>/dev/null; then index=; fi; \
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) $${index:+--extra-index-url "$$index"}
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install -qq --disable-pip-version-check $(TORCH) $${index:+--extra-index-url "$$index"}
+	@$(BIN)/pip install -qq --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 demo: $(READY) ## the whole pipeline on the simulated shop, in .demo/ (minutes)
