@@ -32,6 +32,7 @@ class PromptSet:
         self._sequences: Ragged = data.train_sequences()
         self._max_history = max_history
         self._seed = seed
+        self._num_items = data.num_items
         starts = self._sequences.offsets[:-1]
         position = np.arange(len(self._sequences.values)) - np.repeat(starts, self._sequences.lengths)
         self._targets_at = np.flatnonzero(position > 0)  # index into the flat values, one a prompt
@@ -49,8 +50,10 @@ class PromptSet:
         begins = ends - np.minimum(self._position[chosen], self._max_history)
         values = self._sequences.values
         histories = [values[begin:end] for begin, end in zip(begins, ends, strict=True)]
-        # 31 bits from the visit's number: every visit of a prompt meets fresh negatives.
-        seeds = (np.arange(start, start + count, dtype=np.int64) * 2654435761 + self._seed * 40503) % (2**31 - 1)
+        # From the visit's number, so every visit of a prompt meets fresh negatives; below I^2, so that two item
+        # tokens can carry it.
+        visits = np.arange(start, start + count, dtype=np.int64)
+        seeds = (visits * 2654435761 + self._seed * 40503) % (2**31 - 1) % self._num_items**2
         return PromptBatch(histories, values[ends], seeds)
 
     def _per_epoch(self, start: int, stop: int) -> list[tuple[int, int]]:

@@ -79,6 +79,23 @@ def train_grpo(
         checkpoints: folder for resuming an interrupted run.
         digest: identifies the run; only its own checkpoints are resumed.
     """
+    trainer = build_grpo(sft_folder, tokenizer, data, rl, monitor, checkpoints=checkpoints)
+    resume = latest_checkpoint(checkpoints, digest)
+    if resume is not None:
+        monitor.load_state(resume)
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+
+
+def build_grpo(
+    sft_folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    data: PreparedData,
+    rl: RLParams,
+    monitor: Monitor,
+    *,
+    checkpoints: Path,
+) -> SlateGRPOTrainer:
+    """The trainer of `train_grpo`, ready to start."""
     params = rl.grpo
     policy = TokenPromptPolicy.from_pretrained(sft_folder)
     policy.rule = CandidateRule(rl.candidates, torch.from_numpy(data.item_counts), exclude_seen=policy.config.mask_seen)
@@ -89,8 +106,9 @@ def train_grpo(
 
     prompts = PromptSet(data, max_history=policy.config.max_history, seed=params.seed)
     arguments = _arguments(rl, params, checkpoints, prompts=len(prompts))
-    count = -(-arguments.max_steps // params.num_iterations) * params.batch_size * params.gradient_accumulation_steps
-    batch = prompts.visit(0, count * arguments.world_size)
+    rollouts = -(-arguments.max_steps // params.num_iterations)
+    count = rollouts * params.batch_size * params.gradient_accumulation_steps * arguments.world_size
+    batch = prompts.visit(0, count)
     dataset = Dataset.from_dict({"prompt": prompt_texts(batch, tokenizer, policy), "target": batch.targets.tolist()})
     trainer = SlateGRPOTrainer(
         model=policy,
@@ -112,10 +130,7 @@ def train_grpo(
             samples_per_step=round(trainer.slates_per_step),
         )
     )
-    resume = latest_checkpoint(checkpoints, digest)
-    if resume is not None:
-        monitor.load_state(resume)
-    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    return trainer
 
 
 def slate_reward(rl: RLParams, *, item_offset: int) -> Callable[..., list[float | None]]:

@@ -1,0 +1,42 @@
+"""Training prompts: which there are, and in which order they are visited."""
+
+import numpy as np
+
+from rl4rec.data.prepared import PreparedData, Ragged
+from rl4rec.rl.prompts import PromptSet
+
+
+def small(rows: list[list[int]], tiny_data: PreparedData) -> PreparedData:
+    from dataclasses import replace
+
+    return replace(tiny_data, sequences=Ragged.from_rows(rows))
+
+
+def test_every_prefix_of_the_training_part_is_a_prompt(tiny_data: PreparedData) -> None:
+    # the last two items of each user are validation and test
+    data = small([[1, 2, 3, 4, 5, 6], [7, 8, 9, 10]], tiny_data)
+    prompts = PromptSet(data, max_history=2, seed=0)
+    assert len(prompts) == 4
+    batch = prompts.visit(0, 4)
+    pairs = {(tuple(h.tolist()), t) for h, t in zip(batch.histories, batch.targets.tolist(), strict=True)}
+    assert pairs == {((1,), 2), ((1, 2), 3), ((2, 3), 4), ((7,), 8)}
+
+
+def test_every_epoch_visits_each_prompt_once_in_a_new_order(tiny_data: PreparedData) -> None:
+    prompts = PromptSet(tiny_data, max_history=8, seed=3)
+    n = len(prompts)
+    key = [tuple(h.tolist()) for h in prompts.visit(0, 2 * n).histories]
+    first, second = key[:n], key[n:]
+    assert sorted(first) == sorted(second) and first != second
+
+
+def test_visits_are_a_function_of_seed_and_number(tiny_data: PreparedData) -> None:
+    prompts = PromptSet(tiny_data, max_history=8, seed=3)
+    n = len(prompts)
+    whole = prompts.visit(0, n + 20)
+    part = PromptSet(tiny_data, max_history=8, seed=3).visit(n - 5, 25)  # across the end of an epoch
+    assert np.array_equal(whole.targets[n - 5 :], part.targets)
+    assert np.array_equal(whole.seeds[n - 5 :], part.seeds)
+    other = PromptSet(tiny_data, max_history=8, seed=4).visit(0, n)
+    assert not np.array_equal(whole.targets[:n], other.targets)
+    assert len(np.unique(whole.seeds)) > 0.5 * min(len(whole.seeds), 24**2) and whole.seeds.max() < 24**2

@@ -1,0 +1,103 @@
+"""Starting from a pretrained checkpoint: tiny ones, written by the test."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rl4rec.data.prepared import PreparedData
+from rl4rec.errors import UserError
+from rl4rec.params import PolicyParams
+from rl4rec.policy import SlatePolicy
+from rl4rec.policy_init import create_policy
+
+
+def text_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
+    tokenizer.train_from_iterator(["a shop sells soap and lip balm"], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>", unk_token="<|endoftext|>"
+    )
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    tokenizer = text_tokenizer()
+    torch.manual_seed(0)
+    if request.param == "gpt2":
+        config = GPT2Config(
+            vocab_size=len(tokenizer), n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+        )
+        model: torch.nn.Module = GPT2LMHeadModel(config)
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=32,
+                tie_word_embeddings=False,
+                bos_token_id=0,
+                eos_token_id=0,
+            )
+        )
+    model.save_pretrained(tmp_path / "lm")  # type: ignore[operator]
+    tokenizer.save_pretrained(tmp_path / "lm")
+    return tmp_path / "lm"
+
+
+def test_item_tokens_are_added_and_scored(checkpoint: Path, tiny_data: PreparedData, tmp_path: Path) -> None:
+    params = PolicyParams(init="pretrained", model_name=str(checkpoint), max_history=8)
+    policy, tokenizer = create_policy(params, tiny_data.item_ids, build := text_tokenizer())
+    assert tokenizer is not build
+    offset = policy.config.item_offset
+    assert tokenizer.convert_ids_to_tokens(offset + 3) == "<|item:i3|>"
+    assert tokenizer("<|item:i3|><|item:i0|>")["input_ids"][-2:] == [offset + 3, offset]
+
+    policy.train(False)
+    history = np.array([3, 5, 1])
+    logits = policy.lm(input_ids=torch.tensor([[3, 5, 1]]) + offset).logits[0, -1]
+    assert torch.allclose(policy.scores([history])[0], logits[offset : offset + policy.num_items], atol=1e-4)
+
+    policy.save_pretrained(tmp_path / "policy")
+    loaded = SlatePolicy.from_pretrained(tmp_path / "policy")
+    assert torch.equal(loaded.scores([history]), policy.scores([history]))
+
+
+def test_new_embeddings_start_like_the_old_ones(checkpoint: Path, tiny_data: PreparedData) -> None:
+    many = [f"item {n}" for n in range(2000)]
+    params = PolicyParams(init="pretrained", model_name=str(checkpoint), max_history=8)
+    policy, _ = create_policy(params, many, text_tokenizer())
+    weight = policy.get_input_embeddings().weight.detach()  # type: ignore[operator]
+    old, new = weight[: policy.config.item_offset - 1], weight[policy.config.item_offset :]
+    assert torch.allclose(new.mean(0), old.mean(0), atol=0.01)
+    assert 0 < new.std() <= 2 * old.std()
+
+
+def test_an_unknown_model_is_a_users_error(tiny_data: PreparedData, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    params = PolicyParams(init="pretrained", model_name=str(tmp_path / "empty"))
+    with pytest.raises(UserError, match=r"policy.model_name: cannot load the folder .*empty"):
+        create_policy(params, tiny_data.item_ids, text_tokenizer())
+
+
+def test_pickled_weights_are_refused(checkpoint: Path, tiny_data: PreparedData) -> None:
+    weights = checkpoint / "model.safetensors"
+    weights.unlink()
+    torch.save({}, checkpoint / "pytorch_model.bin")
+    params = PolicyParams(init="pretrained", model_name=str(checkpoint), max_history=8)
+    with pytest.raises(UserError, match="safetensors"):
+        create_policy(params, tiny_data.item_ids, text_tokenizer())
+
+
+def test_a_history_longer_than_the_model_reads_is_a_users_error(checkpoint: Path, tiny_data: PreparedData) -> None:
+    params = PolicyParams(init="pretrained", model_name=str(checkpoint), max_history=50)
+    with pytest.raises(UserError, match=r"policy.max_history: 50 is more than .* \(32 positions\)"):
+        create_policy(params, tiny_data.item_ids, text_tokenizer())
