@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from transformers.utils import ModelOutput
 
 from rl4rec.cross_entropy import linear_cross_entropy
 from rl4rec.slates import SlateLogProbs, greedy_slate, sample_slates, slate_log_probs
-from rl4rec.support import Histories, Support, build_support, pad_histories
+from rl4rec.support import Histories, Support, build_support, length_groups, pad_histories
 
 IGNORE = -100  # label of a position without a loss, as everywhere in transformers
 
@@ -124,21 +123,11 @@ class SlatePolicy(PreTrainedModel):
         return states
 
     def prompt_states(self, histories: Histories) -> Tensor:
-        """State after the last item of each history, (b, d).
-
-        Histories are read in groups of similar length (up to 4, 8, 16 ... items), so little work goes into padding.
-        """
-        lengths = histories.lengths
-        longest = histories.items.shape[1]
-        bounds = [0, *(4 * 2**i for i in range(16) if 4 * 2**i < longest), longest]
-        states: list[Tensor] = []
-        order: list[Tensor] = []
-        for low, high in pairwise(bounds):
-            rows = ((lengths > low) & (lengths <= high)).nonzero().squeeze(1)
-            if len(rows) == 0:
-                continue
-            hidden = self.hidden_states(histories.items[rows, :high])
-            states.append(hidden[torch.arange(len(rows), device=rows.device), lengths[rows] - 1])
+        """State after the last item of each history, (b, d)."""
+        states, order = [], []
+        for rows, width in length_groups(histories.lengths):
+            hidden = self.hidden_states(histories.items[rows, :width])
+            states.append(hidden[torch.arange(len(rows), device=rows.device), histories.lengths[rows] - 1])
             order.append(rows)
         return torch.cat(states)[torch.cat(order).argsort()]
 
@@ -193,16 +182,21 @@ class SlatePolicy(PreTrainedModel):
         """
         if histories is None:
             assert input_ids is not None and labels is not None
-            hidden = self.hidden_states(input_ids)
-            keep = labels != IGNORE
+            hidden: list[Tensor] = []
+            next_items: list[Tensor] = []
+            for rows, width in length_groups((input_ids >= 0).sum(1)):
+                expected = labels[rows, :width]
+                hidden.append(self.hidden_states(input_ids[rows, :width])[expected != IGNORE])
+                next_items.append(expected[expected != IGNORE])
             total = linear_cross_entropy(
-                hidden[keep],
+                torch.cat(hidden),
                 self.item_weight(),
-                labels[keep],
+                torch.cat(next_items),
                 label_smoothing=self.label_smoothing,
                 matmul_dtype=self.matmul_dtype,
             )
-            return SlatePolicyOutput(loss=total / (keep.sum() if num_items_in_batch is None else num_items_in_batch))
+            count = (labels != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
+            return SlatePolicyOutput(loss=total / count)
 
         support = self.support(histories, candidates)
         states = self.prompt_states(histories)

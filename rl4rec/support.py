@@ -55,6 +55,28 @@ def pad_histories(
     return Histories(torch.from_numpy(padded).to(device), torch.from_numpy(lengths).to(device))
 
 
+def length_groups(lengths: Tensor) -> list[tuple[Tensor, int]]:
+    """Rows of similar length, up to 4, 8, 16 ... items: read group by group, they need little padding.
+
+    Batches can then be drawn at random, where bucketing whole batches by length would tie what is learned together
+    to how long users stay.
+
+    Args:
+        lengths: (b,) at least 1.
+
+    Returns:
+        For each group that is not empty: its rows, and the length of its longest row.
+    """
+    groups = []
+    low, high, longest = 0, 4, int(lengths.max())
+    while low < longest:
+        rows = ((lengths > low) & (lengths <= high)).nonzero().squeeze(1)
+        if len(rows):
+            groups.append((rows, int(lengths[rows].max())))
+        low, high = high, 2 * high
+    return groups
+
+
 def build_support(
     histories: Histories, candidates: Tensor | None = None, *, num_items: int, mask_seen: bool = True
 ) -> Support:

@@ -15,9 +15,7 @@ def test_loss_and_gradients_equal_the_plain_ones(smoothing: float, chunk_rows: i
     targets = torch.randint(0, 31, (17,))
     loss = linear_cross_entropy(hidden, weight, targets, label_smoothing=smoothing, chunk_rows=chunk_rows)
     ours = torch.autograd.grad(2.5 * loss, (hidden, weight))
-    plain = torch.nn.functional.cross_entropy(
-        hidden @ weight.T, targets, label_smoothing=smoothing, reduction="sum"
-    )
+    plain = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, label_smoothing=smoothing, reduction="sum")
     theirs = torch.autograd.grad(2.5 * plain, (hidden, weight))
     assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
     for mine, reference in zip(ours, theirs, strict=True):

@@ -65,9 +65,7 @@ def test_autoregressive_sampling_follows_its_log_probs(tiny_policy: SlatePolicy)
     tiny_policy.config.generation = "autoregressive"
     histories = tiny_policy.pad_histories([np.array([1, 2])])
     support = tiny_policy.support(histories, torch.tensor([[5, 6, 7]]))
-    slates = tiny_policy.sample(
-        histories, support, num_slates=6000, k=2, generator=torch.Generator().manual_seed(0)
-    )
+    slates = tiny_policy.sample(histories, support, num_slates=6000, k=2, generator=torch.Generator().manual_seed(0))
     for slate in ([5, 6], [6, 5], [7, 5], [5, 7], [6, 7], [7, 6]):
         share = (slates[0] == torch.tensor(slate)).all(-1).double().mean().item()
         log_prob = tiny_policy.log_probs(histories, support, torch.tensor([[slate]])).log_probs.sum()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl4rec.support import Support, build_support, pad_histories
+from rl4rec.support import Support, build_support, length_groups, pad_histories
 
 
 def test_histories_keep_their_latest_items_padded_on_the_right() -> None:
@@ -38,3 +38,9 @@ def test_positions_and_item_indices_are_inverse() -> None:
     positions = support.positions(slates)
     assert positions.tolist() == [[[2, 0], [1, 2]], [[0, 2], [1, 0]]]
     assert torch.equal(support.item_indices(positions), slates)
+
+
+def test_length_groups_cover_every_row_once_with_little_padding() -> None:
+    lengths = torch.tensor([1, 50, 4, 5, 8, 9, 3])
+    groups = [(rows.tolist(), width) for rows, width in length_groups(lengths)]
+    assert groups == [([0, 2, 6], 4), ([3, 4], 8), ([5], 9), ([1], 50)]

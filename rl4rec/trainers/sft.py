@@ -166,7 +166,7 @@ def _arguments(params: SFTParams, folder: Path, *, steps_per_epoch: int) -> SFTC
         fp16=False,
         tf32=None,
         activation_checkpointing=False,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="random",  # `length_groups` keeps padding low, not the sampler
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         max_length=None,

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers.pytorch_utils import Conv1D
 
 from rl4rec.params import LoraParams
 from rl4rec.policy import SlatePolicy
@@ -30,7 +31,12 @@ def set_trainable(policy: SlatePolicy, trainable: Literal["all", "body", "lora"]
         case "lora":
             policy.requires_grad_(False)
             config = LoraConfig(
-                r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", bias="none"
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules="all-linear",
+                bias="none",
+                fan_in_fan_out=any(isinstance(module, Conv1D) for module in policy.modules()),  # GPT-2's layers
             )
             inject_adapter_in_model(config, policy.lm)
 

@@ -42,9 +42,7 @@ def test_target_and_exactly_n_distinct_unseen_negatives(source: str) -> None:
 
 def test_a_small_catalogue_gives_what_it_has() -> None:
     histories = pad_histories([np.array([0, 1]), np.array([5])], max_history=4)
-    candidates = draw_candidates(
-        histories, torch.tensor([3, 0]), torch.tensor([1, 2]), negatives=100, num_items=6
-    )
+    candidates = draw_candidates(histories, torch.tensor([3, 0]), torch.tensor([1, 2]), negatives=100, num_items=6)
     assert candidates.tolist() == [[2, 3, 4, 5, 6, 6], [0, 1, 2, 3, 4, 6]]
 
 
@@ -53,9 +51,7 @@ def test_candidates_depend_on_seed_and_target_but_not_on_the_batch() -> None:
     whole = draw_candidates(histories, targets, seeds, negatives=20, num_items=ITEMS)
     for row in (0, 17, 49):
         alone = pad_histories([histories.items[row, : histories.lengths[row]].numpy()], max_history=12)
-        own = draw_candidates(
-            alone, targets[row : row + 1], seeds[row : row + 1], negatives=20, num_items=ITEMS
-        )
+        own = draw_candidates(alone, targets[row : row + 1], seeds[row : row + 1], negatives=20, num_items=ITEMS)
         assert torch.equal(own[0], whole[row])
     other = draw_candidates(histories, targets, seeds + 1, negatives=20, num_items=ITEMS)
     assert (other != whole).any(1).all()

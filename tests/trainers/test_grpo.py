@@ -168,9 +168,7 @@ def test_resumed_equals_uninterrupted(
         folder = tmp_path / name
         seed_everything(0)
         monitor = make_monitor(tiny_data, folder / "best", rows, interrupt_at=interrupt_at)
-        train_grpo(
-            sft_folder, tiny_tokenizer, tiny_data, rl_params(), monitor, checkpoints=folder / "ck", digest="d"
-        )
+        train_grpo(sft_folder, tiny_tokenizer, tiny_data, rl_params(), monitor, checkpoints=folder / "ck", digest="d")
         return rows
 
     whole = run("whole")

