@@ -5,8 +5,8 @@ from pathlib import Path
 from rich.console import Console
 
 from rl4rec.data.prepared import load_prepared
-from rl4rec.evaluation import evaluate_oracle
 from rl4rec.evaluation.files import load_evaluation, write_json
+from rl4rec.evaluation.protocols import evaluate_oracle
 from rl4rec.params import Params
 from rl4rec.report import compare_policies, comparison_table, write_report
 from rl4rec.report.logs import load_log

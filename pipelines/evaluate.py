@@ -4,9 +4,9 @@ import logging
 from pathlib import Path
 
 from rl4rec.data.prepared import load_prepared
-from rl4rec.evaluation import evaluate, load_scorer
 from rl4rec.evaluation.files import save_evaluation
-from rl4rec.evaluation.protocols import FOLDS
+from rl4rec.evaluation.protocols import FOLDS, evaluate
+from rl4rec.evaluation.scorers import load_scorer
 from rl4rec.params import Params
 from rl4rec.stage import run_variant_stage
 from rl4rec.tracking import stage_run

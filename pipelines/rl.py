@@ -6,7 +6,8 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from rl4rec.data.prepared import load_prepared
-from rl4rec.evaluation.protocols import validate
+from rl4rec.distributed import is_main_process
+from rl4rec.evaluation.validation import validate
 from rl4rec.params import Params
 from rl4rec.policy import SlatePolicy
 from rl4rec.seeding import seed_everything
@@ -44,9 +45,10 @@ def main(params: Params, algorithm: str) -> None:
             PPOTrainer(SlatePolicy.from_pretrained(START), data, rl, monitor, checkpoints).train(digest=digest)
         else:
             train_grpo(START, tokenizer, data, rl, monitor, checkpoints=checkpoints, digest=digest)
-        tokenizer.save_pretrained(out)
-        run.log_policy(out, data)
-    shutil.rmtree(checkpoints)
+        if is_main_process():
+            tokenizer.save_pretrained(out)
+            run.log_policy(out, data)
+            shutil.rmtree(checkpoints)
 
 
 if __name__ == "__main__":

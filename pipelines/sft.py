@@ -6,7 +6,8 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from rl4rec.data.prepared import load_prepared
-from rl4rec.evaluation.protocols import validate
+from rl4rec.distributed import is_main_process
+from rl4rec.evaluation.validation import validate
 from rl4rec.params import Params
 from rl4rec.policy_init import create_policy
 from rl4rec.seeding import seed_everything
@@ -37,9 +38,10 @@ def main(params: Params) -> None:
         )
         settings = {"policy": params.policy.model_dump(), "sft": params.sft.model_dump(), "data": data.data_hash}
         train_sft(policy, tokenizer, data, params.sft, monitor, checkpoints=CHECKPOINTS, digest=run_digest(settings))
-        tokenizer.save_pretrained(OUT)
-        run.log_policy(OUT, data)
-    shutil.rmtree(CHECKPOINTS)
+        if is_main_process():
+            tokenizer.save_pretrained(OUT)
+            run.log_policy(OUT, data)
+            shutil.rmtree(CHECKPOINTS)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from rl4rec.params import Params
 # No stage's outputs depend on these: messages, logging and tracking, and the schema of the settings, whose values
 # are DVC parameters (every one of them is in params.yaml, which is checked too).
 WITHOUT_INFLUENCE = frozenset(
-    f"rl4rec/{name}.py" for name in ("__init__", "errors", "stage", "tracking", "serving", "params")
+    f"rl4rec/{name}.py" for name in ("__init__", "errors", "stage", "distributed", "tracking", "serving", "params")
 )
 _UNTRACKED = ("tracking",)  # sections that change no output
 _VARIANTS = {"rl": ("ppo", "grpo")}  # subsections that belong to one variant of a stage

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from rl4rec.data.prepared import PreparedData
+from rl4rec.distributed import is_main_process
 from rl4rec.params import Params
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def stage_run(stage: str, params: Params, *, name: str | None = None) -> Iterato
         The run, which does nothing when tracking is off or could not start.
     """
     name = name or stage
-    if not params.tracking.enabled:
+    if not params.tracking.enabled or not is_main_process():
         yield StageRun()
         return
     run = StageRun()

@@ -1,4 +1,4 @@
-"""Evaluate a scorer under every protocol, or quickly under one (`validate`, for use during training).
+"""Evaluate a scorer under every protocol.
 
 Protocols: `full` ranks the whole catalogue without the items that the user has seen, `full_unmasked` with them,
 `sampled<n>` the target among n sampled negatives. The negatives exclude everything the user ever took, so masking
@@ -47,29 +47,6 @@ class Evaluation:
 
     metrics: dict[str, Any]
     ranks: pl.DataFrame  # user_row, then <fold>_<full|full_unmasked|sampled>, int32, 0 is the top
-
-
-def validate(
-    scorer: Scorer, data: PreparedData, *, fold: Fold = "valid", k: int = 10, batch_size: int = 512
-) -> dict[str, float]:
-    """NDCG@k and HR@k of the full ranking without seen items: `{"full/ndcg@10": .., "full/hit@10": ..}`.
-
-    Raises:
-        UserError: a score is NaN.
-    """
-    ranked = ranked_fold(data, fold)
-    parts = []
-    blocks = score_blocks(
-        ranked.block_scorer(scorer), users=len(ranked.targets), num_items=data.num_items, batch_size=batch_size
-    )
-    for start, stop, scores in blocks:
-        targets = torch.from_numpy(ranked.targets[start:stop]).to(scores.device)
-        parts.append(full_ranks(scores, targets, seen_pairs(ranked, start, stop, scores.device))[0].cpu())
-    ranks = torch.cat(parts)
-    return {
-        f"full/ndcg@{k}": float(metrics.ndcg(ranks, k=k).mean()),
-        f"full/hit@{k}": float(metrics.hit_rate(ranks, k=k).mean()),
-    }
 
 
 def evaluate(name: str, scorer: Scorer, data: PreparedData, params: EvaluateParams) -> Evaluation:

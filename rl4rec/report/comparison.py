@@ -12,8 +12,7 @@ import torch
 
 from rl4rec import metrics
 from rl4rec.errors import UserError
-from rl4rec.evaluation import Evaluation
-from rl4rec.evaluation.protocols import DECIMALS, FOLDS, METRICS
+from rl4rec.evaluation.protocols import DECIMALS, FOLDS, METRICS, Evaluation
 from rl4rec.params import CompareParams
 from rl4rec.statistics import FloatArray, bootstrap_mean, paired_bootstrap
 

@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from rl4rec.distributed import is_main_process
+
 _STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
@@ -24,9 +26,10 @@ def latest_checkpoint(folder: Path, digest: str) -> Path | None:
     """
     owner = folder / "run.json"
     if not owner.exists() or json.loads(owner.read_text(encoding="utf-8")).get("digest") != digest:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        owner.write_text(json.dumps({"digest": digest}), encoding="utf-8")
+        if is_main_process():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            owner.write_text(json.dumps({"digest": digest}), encoding="utf-8")
         return None
     whole = [
         (int(match[1]), path)
@@ -38,6 +41,8 @@ def latest_checkpoint(folder: Path, digest: str) -> Path | None:
 
 def keep_only(folder: Path, newest: Path) -> None:
     """Remove every checkpoint of `folder` but `newest`."""
+    if not is_main_process():
+        return
     for path in folder.iterdir():
         if _STEP_FOLDER.fullmatch(path.name) and path != newest:
             shutil.rmtree(path, ignore_errors=True)

@@ -84,6 +84,7 @@ def train_grpo(
     if resume is not None:
         monitor.load_state(resume)
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    trainer.accelerator.wait_for_everyone()  # nobody may still be writing when the caller cleans up
 
 
 def build_grpo(

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from rl4rec.distributed import is_main_process
 from rl4rec.policy import SlatePolicy
 from rl4rec.trainers.trainable import without_adapters
 
@@ -30,6 +31,7 @@ Validate = Callable[[SlatePolicy], Mapping[str, float]]
 class Monitor:
     """Clock, log rows, validation and the best policy of one training run.
 
+    In a distributed run every process validates (the weights are equal), and the main one writes.
     The clock stands still during validation, so `seconds` is training time.
 
     Args:
@@ -83,7 +85,8 @@ class Monitor:
         score = metrics[self._metric]
         if self._best is None or score > self._best:
             self._best, self._best_step, self._since_best = score, step, 0
-            save_policy(policy, self._best_folder)
+            if is_main_process():
+                save_policy(policy, self._best_folder)
         else:
             self._since_best += 1
         policy.train(training)
@@ -122,9 +125,11 @@ class Monitor:
             "validated_at": self._validated_at,
             "spent": self.seconds,
         }
-        (folder / "monitor.json").write_text(json.dumps(state), encoding="utf-8")
+        if not is_main_process():
+            return
         if self._best is not None:
             shutil.copytree(self._best_folder, folder / "best", dirs_exist_ok=True)
+        (folder / "monitor.json").write_text(json.dumps(state), encoding="utf-8")  # last: now the checkpoint is whole
 
     def load_state(self, folder: Path) -> None:
         """Continue from `save_state`; the rows logged before are reported again, so that logs are whole."""
@@ -132,7 +137,7 @@ class Monitor:
         self._best, self._best_step = state["best"], state["best_step"]
         self._since_best, self._validated_at = state["since_best"], state["validated_at"]
         self._spent, self._resumed_at = state["spent"], time.perf_counter()
-        if self._best is not None:
+        if self._best is not None and is_main_process():
             shutil.copytree(folder / "best", self._best_folder, dirs_exist_ok=True)
         for row in state["rows"]:
             self._emit(row)

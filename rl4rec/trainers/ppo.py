@@ -172,6 +172,7 @@ class PPOTrainer:
                 self._save(step)
         bar.close()
         self.monitor.finish(step=step, samples=step * self.slates_per_step)
+        self.accelerator.wait_for_everyone()  # nobody may still be writing when the caller cleans up
 
     # --- rollout ----------------------------------------------------------------------------------
 
@@ -303,6 +304,7 @@ class PPOTrainer:
         folder = self.checkpoints / f"checkpoint-{step}"
         self.accelerator.save_state(str(folder))
         (folder / "ppo.json").write_text(json.dumps({"step": step, "kl_coef": self.kl_control.value}))
+        self.accelerator.wait_for_everyone()
         self.monitor.save_state(folder)
         keep_only(self.checkpoints, folder)
 

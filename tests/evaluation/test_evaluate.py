@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from rl4rec.data.prepared import PreparedData, Ragged
 from rl4rec.errors import UserError
-from rl4rec.evaluation import evaluate, evaluate_oracle, popularity_scorer, validate
+from rl4rec.evaluation.protocols import evaluate, evaluate_oracle
+from rl4rec.evaluation.scorers import popularity_scorer
+from rl4rec.evaluation.validation import validate
 from rl4rec.params import EvaluateParams
 
 

@@ -8,7 +8,8 @@ import torch
 
 from rl4rec.data.prepared import PreparedData, Ragged
 from rl4rec.errors import UserError
-from rl4rec.evaluation import evaluate, load_scorer, popularity_scorer
+from rl4rec.evaluation.protocols import evaluate
+from rl4rec.evaluation.scorers import load_scorer, popularity_scorer
 from rl4rec.params import EvaluateParams
 from rl4rec.policy import SlatePolicy, SlatePolicyConfig
 

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from rl4rec.errors import UserError
-from rl4rec.evaluation import Evaluation
 from rl4rec.evaluation.files import load_evaluation, save_evaluation
+from rl4rec.evaluation.protocols import Evaluation
 from rl4rec.params import CompareParams
 from rl4rec.report import compare_policies, comparison_table
 from rl4rec.report.table import verdict

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from rl4rec.data.prepared import PreparedData
-from rl4rec.evaluation.protocols import validate
+from rl4rec.evaluation.validation import validate
 from rl4rec.params import CandidateParams, GRPOParams, PPOParams, RLParams
 from rl4rec.policy import SlatePolicy
 from rl4rec.trainers.monitor import Monitor
