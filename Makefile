@@ -39,7 +39,7 @@ $(READY): pyproject.toml
 
 demo: $(READY) ## the whole pipeline on the simulated shop, in .demo/ (minutes)
 	@rl4rec workspace .demo
-	@cd .demo && dvc repro
+	@cd .demo && OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} dvc repro  # models so small that a second thread only waits
 	@rl4rec show-comparison --root .demo
 
 repro: $(READY) ## the whole pipeline on Amazon Beauty: only what changed runs again
