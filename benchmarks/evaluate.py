@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from rl4rec.data.prepared import PreparedData, Ragged
-from rl4rec.evaluation import evaluate, validate
+from rl4rec.evaluation.protocols import evaluate
+from rl4rec.evaluation.validation import validate
 from rl4rec.params import EvaluateParams
 
 RESULTS = Path(__file__).parent / "results" / "evaluate.json"

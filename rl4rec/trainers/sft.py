@@ -50,7 +50,7 @@ def train_sft(
     """
     dataset = Dataset.from_dict({"input_ids": windows(data.train_sequences(), policy.config.max_history + 1)})
     resume = latest_checkpoint(checkpoints, digest)
-    arguments = _arguments(params, checkpoints, steps_per_epoch=-(-len(dataset) // _sequences_per_step(params)))
+    arguments = sft_arguments(params, checkpoints, steps_per_epoch=-(-len(dataset) // _sequences_per_step(params)))
     policy.matmul_dtype = fast_matmul_dtype(params.precision, arguments.device)
     policy.label_smoothing = params.label_smoothing
     trainer = SlateSFTTrainer(
@@ -136,8 +136,8 @@ def _sequences_per_step(params: SFTParams) -> int:
     return params.batch_size * params.gradient_accumulation_steps * world
 
 
-def _arguments(params: SFTParams, folder: Path, *, steps_per_epoch: int) -> SFTConfig:
-    """Every setting explicit: TRL's defaults (bf16, gradient checkpointing) drift between releases."""
+def sft_arguments(params: SFTParams, folder: Path, *, steps_per_epoch: int) -> SFTConfig:
+    """The Trainer's settings, every one explicit: TRL's defaults (bf16, checkpointing) drift between releases."""
     every = max(1, params.eval_every_epochs * steps_per_epoch)
     return SFTConfig(
         output_dir=str(folder),
