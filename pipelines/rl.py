@@ -9,7 +9,8 @@ from rl4rec.data.prepared import load_prepared
 from rl4rec.distributed import is_main_process
 from rl4rec.evaluation.validation import validate
 from rl4rec.params import Params
-from rl4rec.policy import SlatePolicy
+from rl4rec.policy import SlatePolicy, SlatePolicyConfig
+from rl4rec.rl.prompts import check_slate_fits
 from rl4rec.seeding import seed_everything
 from rl4rec.stage import run_variant_stage
 from rl4rec.tracking import stage_run
@@ -28,6 +29,7 @@ def main(params: Params, algorithm: str) -> None:
     section = rl.ppo if algorithm == "ppo" else rl.grpo
     shared = rl.model_dump(exclude={"ppo", "grpo"})
     digest = run_digest({"rl": shared, algorithm: section.model_dump(), "start": weights_digest(START)})
+    check_slate_fits(data, k=rl.k, max_history=SlatePolicyConfig.from_pretrained(START).max_history)
     tokenizer = AutoTokenizer.from_pretrained(START)
     with (
         stage_run("rl", params, name=f"rl-{algorithm}") as run,

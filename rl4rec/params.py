@@ -86,6 +86,9 @@ class DataParams(Section):
         return self
 
 
+# Positions kept free after the history, so that the autoregressive route can place a slate there.
+SLATE_ROOM = 64
+
 # --- policy --------------------------------------------------------------------------------------
 
 
@@ -316,6 +319,12 @@ class Params(Section):
     def _reported_cutoff(self) -> Self:
         if self.rl.k not in self.evaluate.ks:
             raise ValueError(f"rl.k ({self.rl.k}) must be one of evaluate.ks {list(self.evaluate.ks)}")
+        return self
+
+    @model_validator(mode="after")
+    def _generated_slate_fits_the_context(self) -> Self:
+        if self.policy.generation == "autoregressive" and self.rl.k > SLATE_ROOM:
+            raise ValueError(f"rl.k ({self.rl.k}) must be at most {SLATE_ROOM} with policy.generation: autoregressive")
         return self
 
 

@@ -15,11 +15,8 @@ from transformers import (
 
 from rl4rec.data.vocabulary import ITEM_OFFSET, item_token
 from rl4rec.errors import UserError
-from rl4rec.params import PolicyParams
+from rl4rec.params import SLATE_ROOM, PolicyParams
 from rl4rec.policy import SlatePolicy, SlatePolicyConfig
-
-# Token slots kept free after the history, so that the autoregressive route can place a slate there.
-_SLATE_ROOM = 64
 
 
 def create_policy(
@@ -45,7 +42,7 @@ def create_policy(
 def _from_scratch(params: PolicyParams, num_items: int) -> SlatePolicy:
     config = GPT2Config(
         vocab_size=ITEM_OFFSET + num_items,
-        n_positions=params.max_history + _SLATE_ROOM,
+        n_positions=params.max_history + SLATE_ROOM,
         n_embd=params.n_embd,
         n_layer=params.n_layer,
         n_head=params.n_head,

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rl4rec.data.prepared import PreparedData, Ragged
+from rl4rec.errors import UserError
 
 IntArray = npt.NDArray[np.int64]
 
@@ -19,6 +20,20 @@ class PromptBatch(NamedTuple):
     histories: list[IntArray]  # item indices, oldest first, at most `max_history`
     targets: IntArray  # (b,) the item that came next
     seeds: IntArray  # (b,) of the candidate draws
+
+
+def check_slate_fits(data: PreparedData, *, k: int, max_history: int) -> None:
+    """Make sure that every prompt leaves enough unseen items for a slate.
+
+    Raises:
+        UserError: the catalogue is too small.
+    """
+    longest = min(max_history, int(data.train_sequences().lengths.max(initial=1)) - 1)
+    if data.num_items - longest < k:
+        raise UserError(
+            f"rl.k: a slate of {k} unseen items does not fit: the catalogue has {data.num_items} items, and a history "
+            f"of {longest} takes that many out. Lower rl.k or policy.max_history"
+        )
 
 
 class PromptSet:

@@ -1,9 +1,11 @@
 """Training prompts: which there are, and in which order they are visited."""
 
 import numpy as np
+import pytest
 
 from rl4rec.data.prepared import PreparedData, Ragged
-from rl4rec.rl.prompts import PromptSet
+from rl4rec.errors import UserError
+from rl4rec.rl.prompts import PromptSet, check_slate_fits
 
 
 def small(rows: list[list[int]], tiny_data: PreparedData) -> PreparedData:
@@ -40,3 +42,11 @@ def test_visits_are_a_function_of_seed_and_number(tiny_data: PreparedData) -> No
     other = PromptSet(tiny_data, max_history=8, seed=4).visit(0, n)
     assert not np.array_equal(whole.targets[:n], other.targets)
     assert len(np.unique(whole.seeds)) > 0.5 * min(len(whole.seeds), 24**2) and whole.seeds.max() < 24**2
+
+
+def test_a_catalogue_too_small_for_the_slate_is_a_users_error(tiny_data: PreparedData) -> None:
+    # 24 items; training parts of at most 6 items, so prompts of at most 5
+    check_slate_fits(tiny_data, k=19, max_history=8)
+    with pytest.raises(UserError, match=r"rl.k: a slate of 20 .* has 24 items, and a history of 5 "):
+        check_slate_fits(tiny_data, k=20, max_history=8)
+    check_slate_fits(tiny_data, k=20, max_history=4)
