@@ -28,7 +28,8 @@ def main(params: Params, policy: str) -> None:
                 run.log_metrics({f"{fold}/{protocol}/{key}": value for key, value in values.items()})
         run.log_artifact(metrics_path, folder="metrics")
     full = result.metrics["test"]["full"]
-    logger.info("%s, test, full catalogue: NDCG@%d %.4f", policy, params.rl.k, full[f"ndcg@{params.rl.k}"])
+    k = params.evaluate.ks[-1]
+    logger.info("%s, test, full catalogue: NDCG@%d %.4f", policy, k, full[f"ndcg@{k}"])
 
 
 if __name__ == "__main__":

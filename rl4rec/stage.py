@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def set_up_logging() -> None:
     logging.basicConfig(level=logging.INFO, format=layout, datefmt="%H:%M:%S")
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    # TRL 1.16 reads a property that transformers 5.23 has renamed: nothing that a user can act on.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -43,8 +43,9 @@ def comparison_table(comparison: dict[str, Any]) -> Table:
     table.add_column("")
     for _, title in columns:
         table.add_column(title, justify="right")
-    for policy, row in comparison["policies"].items():
-        table.add_row(NAMES.get(policy, policy), *(f"{row[name]['mean']:.4f}" for name, _ in columns))
+    for policy in sorted(comparison["policies"], key=[*NAMES].index):  # JSON files are sorted by key
+        row = comparison["policies"][policy]
+        table.add_row(NAMES[policy], *(f"{row[name]['mean']:.4f}" for name, _ in columns))
     table.add_section()
     for first, second in PAIRS:
         row = comparison.get(f"{first}_vs_{second}")

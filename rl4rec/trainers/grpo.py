@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from rl4rec.data.prepared import PreparedData
@@ -121,6 +121,7 @@ def build_grpo(
     trainer.use_reference(reference, kl_coef=params.kl_coef)
     trainer.use_supervised_term(rl.sft_coef)
     trainer.slates_per_step = params.slates_per_step * arguments.world_size / params.num_iterations
+    trainer.remove_callback(PrinterCallback)  # the monitor has the numbers
     trainer.add_callback(
         MonitorCallback(
             monitor,

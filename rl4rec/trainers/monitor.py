@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from rl4rec.distributed import is_main_process
 from rl4rec.policy import SlatePolicy
@@ -58,6 +59,7 @@ class Monitor:
         self._spent = 0.0
         self._resumed_at = time.perf_counter()
         reset_peak_memory()
+        transformers_logging.disable_progress_bar()  # of saving and loading weights; training has a bar of its own
 
     @property
     def seconds(self) -> float:

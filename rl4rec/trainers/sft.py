@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from rl4rec.cross_entropy import fast_matmul_dtype
@@ -60,6 +60,7 @@ def train_sft(
         processing_class=tokenizer,
         data_collator=next_item_batch,
     )
+    trainer.remove_callback(PrinterCallback)  # the monitor has the numbers
     trainer.add_callback(
         MonitorCallback(
             monitor,
