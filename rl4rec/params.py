@@ -101,7 +101,7 @@ class PolicyParams(Section):
     n_layer: Annotated[Int, Field(ge=1, le=96)] = 1
     n_embd: Annotated[Int, Field(ge=4, le=8192)] = 64
     n_head: Annotated[Int, Field(ge=1, le=128)] = 1
-    dropout: Probability = 0.2
+    dropout: Probability = 0.35
     max_history: Annotated[Int, Field(ge=1, le=1024)] = 50
     mask_seen: bool = True
 
@@ -118,7 +118,7 @@ class PolicyParams(Section):
 class SFTParams(Section):
     """Supervised warm start: next-item cross-entropy."""
 
-    num_epochs: Annotated[Float, Field(gt=0)] = 60
+    num_epochs: Annotated[Float, Field(gt=0)] = 24
     max_steps: Positive | None = None
     batch_size: Positive = 256
     gradient_accumulation_steps: Positive = 1
@@ -189,7 +189,7 @@ class AlgorithmParams(Section):
 class PPOParams(AlgorithmParams):
     """Proximal policy optimisation (Schulman et al. 2017), one slate a prompt."""
 
-    learning_rate: Rate = 5e-4
+    learning_rate: Rate = 1e-4
     batch_size: Positive = 1024
     mini_batch_size: Positive = 512
     ppo_epochs: Annotated[Int, Field(ge=1, le=100)] = 2
