@@ -221,7 +221,7 @@ class PPOParams(AlgorithmParams):
 class GRPOParams(AlgorithmParams):
     """Group relative policy optimisation (Shao et al. 2024) on TRL's GRPOTrainer."""
 
-    learning_rate: Rate = 5e-4
+    learning_rate: Rate = 2e-4
     batch_size: Positive = 64
     num_sample_generations: Annotated[Int, Field(ge=2, le=1024)] = 16
     num_iterations: Annotated[Int, Field(ge=1, le=100)] = 1
