@@ -64,9 +64,9 @@ format: $(READY) ## format the code, fix what can be fixed
 bench: $(READY) ## speed and memory, each against a named peer
 	@for script in benchmarks/*.py; do echo "== $$script"; python "$$script" || exit 1; done
 
-ui: $(READY) ## the MLflow UI on 127.0.0.1 (make ui PORT=5001; the demo's: make ui DIR=.demo)
+ui: $(READY) ## the MLflow UI of mlflow.db on 127.0.0.1 (make ui PORT=5001; the demo's: make ui DIR=.demo)
 	@cd $(or $(DIR),.) && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
-		mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+		mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri sqlite:///mlflow.db
 
 clean: ## remove the demo's workspace and all caches (not .venv, data, models or mlflow.db)
 	rm -rf .demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from rl4rec.data.prepared import load_prepared
 from rl4rec.distributed import is_main_process
@@ -29,8 +29,9 @@ def main(params: Params, algorithm: str) -> None:
     section = rl.ppo if algorithm == "ppo" else rl.grpo
     shared = rl.model_dump(exclude={"ppo", "grpo"})
     digest = run_digest({"rl": shared, algorithm: section.model_dump(), "start": weights_digest(START)})
-    check_slate_fits(data, k=rl.k, max_history=SlatePolicyConfig.from_pretrained(START).max_history)
-    tokenizer = AutoTokenizer.from_pretrained(START)
+    config = SlatePolicyConfig.from_pretrained(START)
+    check_slate_fits(data, k=rl.k, max_history=config.max_history, mask_seen=config.mask_seen)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(START)
     with (
         stage_run("rl", params, name=f"rl-{algorithm}") as run,
         TrainingLog(Path(f"logs/{algorithm}.jsonl"), run.log_metrics) as log,

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from rl4rec.data.prepared import load_prepared
 from rl4rec.distributed import is_main_process
@@ -25,7 +25,7 @@ def main(params: Params) -> None:
     data = load_prepared(Path("data/prepared"))
     seed_everything(params.sft.seed)
     policy, tokenizer = create_policy(
-        params.policy, data.item_ids, AutoTokenizer.from_pretrained(data.tokenizer_folder)
+        params.policy, data.item_ids, PreTrainedTokenizerFast.from_pretrained(data.tokenizer_folder)
     )
     with stage_run("sft", params) as run, TrainingLog(LOG, run.log_metrics) as log:
         run.log_dataset(data, context="training")

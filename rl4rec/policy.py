@@ -70,9 +70,6 @@ class SlatePolicy(PreTrainedModel):
 
     config_class = SlatePolicyConfig
     base_model_prefix = "lm"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
 
     def __init__(self, config: SlatePolicyConfig, lm: PreTrainedModel | None = None) -> None:
         super().__init__(config)

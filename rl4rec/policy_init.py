@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -62,7 +63,10 @@ def _from_pretrained(params: PolicyParams, item_ids: list[str]) -> tuple[SlatePo
     name = params.model_name
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        lm = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+        # float32 weights whatever the checkpoint has: small updates get lost in bfloat16, and scores would tie
+        lm = AutoModelForCausalLM.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+        )
     except (OSError, ValueError) as error:
         what = "the folder" if Path(name).exists() else "the Hugging Face hub id"
         raise UserError(
@@ -70,8 +74,12 @@ def _from_pretrained(params: PolicyParams, item_ids: list[str]) -> tuple[SlatePo
             f"with safetensors weights: {error}"
         ) from None
     positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and positions < params.max_history:
-        raise UserError(f"policy.max_history: {params.max_history} is more than '{name}' reads ({positions} positions)")
+    needed = params.max_history + (SLATE_ROOM if params.generation == "autoregressive" else 0)
+    if positions is not None and positions < needed:
+        raise UserError(
+            f"policy.max_history: {params.max_history} (plus room for a slate with generation: autoregressive) needs "
+            f"{needed} positions, more than '{name}' reads ({positions})"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -94,6 +102,8 @@ def _wrap(lm: PreTrainedModel, params: PolicyParams, num_items: int, item_offset
         mask_seen=params.mask_seen,
         generation=params.generation,
         pad_token_id=lm.config.pad_token_id,
+        bos_token_id=lm.config.bos_token_id,
+        eos_token_id=lm.config.eos_token_id,
         tie_word_embeddings=lm.config.tie_word_embeddings,
     )
     return SlatePolicy(config, lm)

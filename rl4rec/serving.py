@@ -3,7 +3,7 @@
 MLflow stores this file itself ("models from code") beside the policy's folder and runs it to load the model, so
 nothing is pickled. Serve it with
 
-    mlflow models serve -m models:/policy@champion --env-manager local
+    mlflow models serve -m "models:/<model id>" --env-manager local
 
     POST /invocations  {"dataframe_records": [{"history": ["B001", "B002"]}], "params": {"k": 5}}
     ->                 {"predictions": [{"items": ["B007", ...], "scores": [3.1, ...]}]}

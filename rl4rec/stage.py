@@ -17,7 +17,18 @@ from pathlib import Path
 from rl4rec.errors import UserError
 from rl4rec.params import Params, load_params
 
-_NOISY = ("accelerate", "alembic", "httpx", "httpcore", "urllib3", "filelock", "fsspec", "matplotlib", "mlflow.store", "git")
+_NOISY = (
+    "accelerate",
+    "alembic",
+    "httpx",
+    "httpcore",
+    "urllib3",
+    "filelock",
+    "fsspec",
+    "matplotlib",
+    "mlflow.store",
+    "git",
+)
 
 
 def run_stage(main: Callable[[Params], None]) -> None:

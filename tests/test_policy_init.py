@@ -5,52 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rl4rec.data.prepared import PreparedData
 from rl4rec.errors import UserError
 from rl4rec.params import PolicyParams
 from rl4rec.policy import SlatePolicy
 from rl4rec.policy_init import create_policy
-
-
-def text_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
-    tokenizer.train_from_iterator(["a shop sells soap and lip balm"], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>", unk_token="<|endoftext|>"
-    )
+from tests.tiny_checkpoints import text_tokenizer, write_checkpoint
 
 
 @pytest.fixture(params=["gpt2", "llama"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    tokenizer = text_tokenizer()
-    torch.manual_seed(0)
-    if request.param == "gpt2":
-        config = GPT2Config(
-            vocab_size=len(tokenizer), n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
-        )
-        model: torch.nn.Module = GPT2LMHeadModel(config)
-    else:
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=16,
-                intermediate_size=32,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=32,
-                tie_word_embeddings=False,
-                bos_token_id=0,
-                eos_token_id=0,
-            )
-        )
-    model.save_pretrained(tmp_path / "lm")  # type: ignore[operator]
-    tokenizer.save_pretrained(tmp_path / "lm")
-    return tmp_path / "lm"
+    return write_checkpoint(request.param, tmp_path / "lm")
 
 
 def test_item_tokens_are_added_and_scored(checkpoint: Path, tiny_data: PreparedData, tmp_path: Path) -> None:
@@ -61,6 +27,7 @@ def test_item_tokens_are_added_and_scored(checkpoint: Path, tiny_data: PreparedD
     assert tokenizer.convert_ids_to_tokens(offset + 3) == "<|item:i3|>"
     assert tokenizer("<|item:i3|><|item:i0|>")["input_ids"][-2:] == [offset + 3, offset]
 
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
     policy.train(False)
     history = np.array([3, 5, 1])
     logits = policy.lm(input_ids=torch.tensor([[3, 5, 1]]) + offset).logits[0, -1]
@@ -99,5 +66,8 @@ def test_pickled_weights_are_refused(checkpoint: Path, tiny_data: PreparedData) 
 
 def test_a_history_longer_than_the_model_reads_is_a_users_error(checkpoint: Path, tiny_data: PreparedData) -> None:
     params = PolicyParams(init="pretrained", model_name=str(checkpoint), max_history=50)
-    with pytest.raises(UserError, match=r"policy.max_history: 50 is more than .* \(32 positions\)"):
+    with pytest.raises(UserError, match=r"policy.max_history: 50 .* needs 50 positions, more than .* \(32\)"):
+        create_policy(params, tiny_data.item_ids, text_tokenizer())
+    params = params.model_copy(update={"max_history": 30, "generation": "autoregressive"})
+    with pytest.raises(UserError, match=r"needs 94 positions"):
         create_policy(params, tiny_data.item_ids, text_tokenizer())

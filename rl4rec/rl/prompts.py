@@ -22,17 +22,19 @@ class PromptBatch(NamedTuple):
     seeds: IntArray  # (b,) of the candidate draws
 
 
-def check_slate_fits(data: PreparedData, *, k: int, max_history: int) -> None:
+def check_slate_fits(data: PreparedData, *, k: int, max_history: int, mask_seen: bool) -> None:
     """Make sure that every prompt leaves enough unseen items for a slate.
 
     Raises:
         UserError: the catalogue is too small.
     """
-    longest = min(max_history, int(data.train_sequences().lengths.max(initial=1)) - 1)
+    sequences = data.train_sequences()
+    distinct = max((len(np.unique(sequences[row][:-1])) for row in range(len(sequences))), default=0)
+    longest = min(max_history, distinct) if mask_seen else 0
     if data.num_items - longest < k:
         raise UserError(
             f"rl.k: a slate of {k} unseen items does not fit: the catalogue has {data.num_items} items, and a history "
-            f"of {longest} takes that many out. Lower rl.k or policy.max_history"
+            f"of {longest} distinct items takes that many out. Lower rl.k or policy.max_history"
         )
 
 
@@ -41,16 +43,30 @@ class PromptSet:
 
     Visit v is prompt `permutation_of_epoch(v // n)[v % n]` with its own candidate seed: a pure function of (seed, v),
     so PPO and GRPO see the same prompts and a resumed run goes on where it stopped.
+
+    Args:
+        data: its training parts.
+        max_history: items of a prefix that the policy reads, the latest.
+        seed: of the order and of the candidates.
+        mask_seen: leave out prompts whose target is among the items read: the policy may not propose it.
+
+    Raises:
+        UserError: there is no prompt.
     """
 
-    def __init__(self, data: PreparedData, *, max_history: int, seed: int) -> None:
+    def __init__(self, data: PreparedData, *, max_history: int, seed: int, mask_seen: bool = True) -> None:
         self._sequences: Ragged = data.train_sequences()
         self._max_history = max_history
         self._seed = seed
         self._num_items = data.num_items
         starts = self._sequences.offsets[:-1]
         position = np.arange(len(self._sequences.values)) - np.repeat(starts, self._sequences.lengths)
-        self._targets_at = np.flatnonzero(position > 0)  # index into the flat values, one a prompt
+        usable = position > 0
+        if mask_seen:
+            usable &= _since_last_taken(self._sequences) > max_history
+        self._targets_at = np.flatnonzero(usable)  # index into the flat values, one a prompt
+        if len(self._targets_at) == 0:
+            raise UserError("no user has two training items (the last two of each are held out): no prompt for RL")
         self._position = position[self._targets_at]
         self._epoch: int | None = None
         self._order = np.empty(0, np.int64)
@@ -65,7 +81,7 @@ class PromptSet:
         begins = ends - np.minimum(self._position[chosen], self._max_history)
         values = self._sequences.values
         histories = [values[begin:end] for begin, end in zip(begins, ends, strict=True)]
-        # From the visit's number, so every visit of a prompt meets fresh negatives; below I^2, so that two item
+        # From the visit's number, so a prompt meets other negatives when it comes again; below I^2, so that two item
         # tokens can carry it.
         visits = np.arange(start, start + count, dtype=np.int64)
         seeds = (visits * 2654435761 + self._seed * 40503) % (2**31 - 1) % self._num_items**2
@@ -84,3 +100,13 @@ class PromptSet:
             self._epoch = epoch
         first = start - epoch * len(self)
         return self._order[first : first + stop - start]
+
+
+def _since_last_taken(sequences: Ragged) -> IntArray:
+    """Steps since the user last took the same item, for every entry of the flat values; huge for a first time."""
+    user = np.repeat(np.arange(len(sequences)), sequences.lengths)
+    order = np.lexsort((np.arange(len(user)), sequences.values, user))
+    again = (np.diff(user[order]) == 0) & (np.diff(sequences.values[order]) == 0)
+    since = np.full(len(user), np.iinfo(np.int64).max)
+    since[order[1:][again]] = np.diff(order)[again]
+    return since

@@ -12,7 +12,7 @@ from rl4rec.policy import SlatePolicy
 from rl4rec.trainers.checkpoints import keep_only
 from rl4rec.trainers.monitor import Monitor
 
-Rename = Callable[[Mapping[str, float], float], dict[str, float]]
+Rename = Callable[[Mapping[str, float], int, float], dict[str, float]]
 
 
 class MonitorCallback(TrainerCallback):
@@ -22,9 +22,10 @@ class MonitorCallback(TrainerCallback):
         monitor: takes them.
         policy: the policy in training.
         checkpoints: the Trainer's output folder.
-        rename: turns a log entry and the seconds since the last one into a row under our names.
+        rename: turns a log entry, and the steps and seconds since the last one, into a row under our names.
         every: steps between validations; the last step is always validated.
         samples_per_step: sequences or slates that one optimizer step consumes.
+        validate_start: validate before the first step too.
     """
 
     def __init__(
@@ -35,7 +36,8 @@ class MonitorCallback(TrainerCallback):
         *,
         rename: Rename,
         every: int,
-        samples_per_step: int,
+        samples_per_step: float,
+        validate_start: bool = False,
     ) -> None:
         self._monitor = monitor
         self._policy = policy
@@ -43,11 +45,14 @@ class MonitorCallback(TrainerCallback):
         self._rename = rename
         self._every = every
         self._samples_per_step = samples_per_step
-        self._logged_at = 0.0
+        self._validate_start = validate_start
+        self._logged_at = (0, 0.0)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Start the clock of the first log entry."""
-        self._logged_at = self._monitor.seconds
+        """Validate the start, and start the clock of the first log entry."""
+        if self._validate_start and state.global_step == 0:
+            self._monitor.validate(self._policy, step=0, samples=0, candidate=False)
+        self._logged_at = (state.global_step, self._monitor.seconds)
 
     def on_log(
         self,
@@ -60,19 +65,19 @@ class MonitorCallback(TrainerCallback):
         """Turn a log entry into a row."""
         if logs is None or "loss" not in logs:
             return
+        step, seconds = self._logged_at
         now = self._monitor.seconds
-        row = self._rename(logs, now - self._logged_at)
-        self._logged_at = now
-        self._monitor.log(row, step=state.global_step, samples=state.global_step * self._samples_per_step)
+        row = self._rename(logs, state.global_step - step, now - seconds)
+        self._logged_at = (state.global_step, now)
+        self._monitor.log(row, step=state.global_step, samples=self._samples(state))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Validate when it is time; stop when patience has run out."""
-        if state.global_step % self._every == 0 or state.global_step >= state.max_steps:
-            samples = state.global_step * self._samples_per_step
-            if self._monitor.validate(self._policy, step=state.global_step, samples=samples):
-                control.should_training_stop = True
+        due = state.global_step % self._every == 0 or state.global_step >= state.max_steps
+        if due and self._monitor.validate(self._policy, step=state.global_step, samples=self._samples(state)):
+            control.should_training_stop = True
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -83,4 +88,7 @@ class MonitorCallback(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Close the log with the summary row."""
-        self._monitor.finish(step=state.global_step, samples=state.global_step * self._samples_per_step)
+        self._monitor.finish(step=state.global_step, samples=self._samples(state))
+
+    def _samples(self, state: TrainerState) -> int:
+        return round(state.global_step * self._samples_per_step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -16,7 +17,9 @@ _STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
 
 def run_digest(settings: Mapping[str, object]) -> str:
     """Digest of everything that a run's result depends on; a checkpoint of another run is never resumed."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    world = os.environ.get("WORLD_SIZE", "1")  # another number of processes visits other prompts at each step
+    text = json.dumps([settings, world], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def latest_checkpoint(folder: Path, digest: str) -> Path | None:

@@ -9,7 +9,7 @@ Deviations from running TRL as it comes, and why:
 - The supervised term (`sft_coef`) travels in TRL's slot for an auxiliary loss.
 - `beta` and the reference policy are set after construction: TRL would load the reference from a path as a plain LM.
 
-`tests/trainers/test_grpo_contract.py` pins what this file relies on in TRL 1.16.
+`tests/trainers/test_grpo.py` pins what this file relies on in TRL 1.16.
 """
 
 from __future__ import annotations
@@ -103,9 +103,13 @@ def build_grpo(
     policy.temperature, policy.slate_length = params.temperature, rl.k
     reference = frozen_copy(policy)
     set_trainable(policy, rl.trainable, rl.lora)
-    set_dropout(policy, rl.dropout)
+    # TRL takes old and new log-probabilities under different dropout masks: with more than one update a rollout
+    # their ratio would be noise.
+    set_dropout(policy, rl.dropout and params.num_iterations == 1)
 
-    prompts = PromptSet(data, max_history=policy.config.max_history, seed=params.seed)
+    prompts = PromptSet(
+        data, max_history=policy.config.max_history, seed=params.seed, mask_seen=policy.config.mask_seen
+    )
     arguments = _arguments(rl, params, checkpoints, prompts=len(prompts))
     rollouts = -(-arguments.max_steps // params.num_iterations)
     count = rollouts * params.batch_size * params.gradient_accumulation_steps * arguments.world_size
@@ -129,7 +133,8 @@ def build_grpo(
             checkpoints,
             rename=trainer.rename,
             every=rl.eval_every,
-            samples_per_step=round(trainer.slates_per_step),
+            samples_per_step=trainer.slates_per_step,
+            validate_start=True,
         )
     )
     return trainer
@@ -156,7 +161,6 @@ class SlateGRPOTrainer(GRPOTrainer):
     """GRPOTrainer whose log-probabilities are those of slates on their masked support."""
 
     slates_per_step = 0.0
-    _logged_step = 0
     _reference: SlatePolicy | None = None
 
     def use_reference(self, reference: SlatePolicy, *, kl_coef: float) -> None:
@@ -171,11 +175,9 @@ class SlateGRPOTrainer(GRPOTrainer):
         self.aux_loss_enabled = coefficient > 0
         self.router_aux_loss_coef = coefficient
 
-    def rename(self, logs: Mapping[str, float], seconds: float) -> dict[str, float]:
-        """A log entry under our names; `seconds` is the training time since the last one."""
+    def rename(self, logs: Mapping[str, float], steps: int, seconds: float) -> dict[str, float]:
+        """A log entry under our names; `steps` and `seconds` have passed since the last one."""
         row = {ours: logs[theirs] for theirs, ours in _RENAMED.items() if logs.get(theirs) is not None}
-        steps = self.state.global_step - self._logged_step
-        self._logged_step = self.state.global_step
         row["train/slates_per_second"] = steps * self.slates_per_step / max(seconds, 1e-9)
         row["train/peak_memory_mb"] = peak_memory_mb()
         return row
@@ -277,7 +279,8 @@ def _arguments(rl: RLParams, params: GRPOParams, folder: Path, *, prompts: int) 
         "logging_nan_inf_filter": False,
         "log_completions": False,
         "save_strategy": "steps",
-        "save_steps": rl.eval_every,
+        # TRL forgets a rollout that is still in use: save only between rollouts, so that resuming is exact
+        "save_steps": -(-rl.eval_every // params.num_iterations) * params.num_iterations,
         "eval_strategy": "no",
         "report_to": "none",
         "disable_tqdm": not sys.stderr.isatty(),

@@ -38,7 +38,8 @@ class TrainingLog:
         self._file.write(json.dumps(dict(row)) + "\n")
         self._file.flush()
         if row.get("summary"):
-            self._forward({f"summary/{name}": value for name, value in row.items() if name != "summary"}, None)
+            entries = {name: value for name, value in row.items() if name not in ("summary", "step", "seconds")}
+            self._forward({f"summary/{name}": value for name, value in entries.items()}, None)
         else:
             self._forward({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
 

@@ -75,8 +75,12 @@ class Monitor:
         """Report one row of training metrics."""
         self._emit({"step": step, "samples": samples, "seconds": round(self.seconds, 3), **metrics})
 
-    def validate(self, policy: SlatePolicy, *, step: int, samples: int) -> bool:
-        """Validate, keep the policy if it is the best so far; True if patience has run out."""
+    def validate(self, policy: SlatePolicy, *, step: int, samples: int, candidate: bool = True) -> bool:
+        """Validate, keep the policy if it is the best so far; True if patience has run out.
+
+        `candidate` False only measures: RL's start is shown in its curve, but a stage hands on what it has trained.
+        Whether that is better than the start is for the comparison to say.
+        """
         if step == self._validated_at:
             return False
         self._spent = self.seconds
@@ -85,7 +89,9 @@ class Monitor:
         metrics = self._validate(policy)
         self._validated_at = step
         score = metrics[self._metric]
-        if self._best is None or score > self._best:
+        if not candidate:
+            pass
+        elif self._best is None or score > self._best:
             self._best, self._best_step, self._since_best = score, step, 0
             if is_main_process():
                 save_policy(policy, self._best_folder)
@@ -101,7 +107,7 @@ class Monitor:
                 **{f"valid/{name}": value for name, value in metrics.items()},
             }
         )
-        logger.info("step %d: validation %s %.5f (best %.5f)", step, self._metric, score, self._best)
+        logger.info("step %d: validation %s %.5f (best %.5f)", step, self._metric, score, self._best or score)
         return self._patience is not None and self._since_best >= self._patience
 
     def finish(self, *, step: int, samples: int) -> Row:

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -119,7 +120,9 @@ class PPOTrainer:
         self.rule = CandidateRule(
             rl.candidates, torch.from_numpy(data.item_counts), exclude_seen=policy.config.mask_seen
         )
-        self.prompts = PromptSet(data, max_history=policy.config.max_history, seed=self.params.seed)
+        self.prompts = PromptSet(
+            data, max_history=policy.config.max_history, seed=self.params.seed, mask_seen=policy.config.mask_seen
+        )
         world = self.accelerator.num_processes
         self.local_batch = self.params.slates_per_step
         self.slates_per_step = self.local_batch * world
@@ -135,6 +138,8 @@ class PPOTrainer:
         self.scheduler = get_scheduler(self.params.lr_scheduler, optimizer, 0, self.total_steps)
         self.accelerator.register_for_checkpointing(self.scheduler)
         self.kl_control = AdaptiveKL(self.params.kl_coef, target=self.params.kl_target)
+        if world > 1:
+            set_seed(self.params.seed, device_specific=True)  # every process samples slates of its own
 
     @property
     def policy(self) -> SlatePolicy:
@@ -145,6 +150,8 @@ class PPOTrainer:
     def train(self, *, digest: str) -> None:
         """Run all steps, or those that are left after an interruption of the run that `digest` identifies."""
         step = self._resume(digest)
+        if step == 0:
+            self.monitor.validate(self.policy, step=0, samples=0, candidate=False)
         window: dict[str, list[float]] = defaultdict(list)
         logged_at, logged_step = self.monitor.seconds, step
         bar = tqdm(total=self.total_steps, initial=step, desc="ppo", unit="step", disable=not sys.stderr.isatty())
@@ -152,6 +159,7 @@ class PPOTrainer:
             measure = (step + 1) % self.rl.logging_steps == 0
             rollout, stats = self.rollout(step, measure_kl=measure)
             stats |= self.update(rollout, step)
+            stats = self._mean_over_processes(stats)
             self.scheduler.step()
             step += 1
             bar.update()
@@ -199,7 +207,7 @@ class PPOTrainer:
         }
         if measure_kl or params.kl_coef > 0:
             log_ratio = self._log_ratio_to_reference(histories, candidates, slates)
-            kl = masked_mean(kl_estimate(log_ratio, torch.zeros_like(log_ratio)), live).item()
+            kl = self.accelerator.gather(kl_estimate(log_ratio, torch.zeros_like(log_ratio)).mean()).mean().item()
             stats["kl"] = kl
             rewards = gains - self.kl_control.value * log_ratio * live
             if params.kl_coef > 0 and params.kl_control == "adaptive":
@@ -237,6 +245,13 @@ class PPOTrainer:
         rank = self.accelerator.process_index
         return whiten(gathered, mask)[rank * len(advantages) : (rank + 1) * len(advantages)]
 
+    def _mean_over_processes(self, stats: dict[str, float]) -> dict[str, float]:
+        if self.accelerator.num_processes == 1:
+            return stats
+        values = torch.tensor(list(stats.values()), dtype=torch.float64, device=self.accelerator.device)
+        means = self.accelerator.gather(values.unsqueeze(0)).mean(0).tolist()
+        return dict(zip(stats, means, strict=True))
+
     # --- update -----------------------------------------------------------------------------------
 
     def update(self, rollout: Rollout, step: int) -> dict[str, float]:
@@ -272,7 +287,7 @@ class PPOTrainer:
         stats = {
             "loss": policy_loss.item(),
             "value_loss": value_loss.item(),
-            "entropy": entropy.item(),
+            "entropy": output.entropy.mean().item(),  # over all slots, as GRPO logs it; the bonus is over live ones
             "clip_fraction": clip_fraction.item(),
         }
         if output.target_loss is not None:
@@ -303,7 +318,8 @@ class PPOTrainer:
     def _save(self, step: int) -> None:
         folder = self.checkpoints / f"checkpoint-{step}"
         self.accelerator.save_state(str(folder))
-        (folder / "ppo.json").write_text(json.dumps({"step": step, "kl_coef": self.kl_control.value}))
+        if self.accelerator.is_main_process:
+            (folder / "ppo.json").write_text(json.dumps({"step": step, "kl_coef": self.kl_control.value}))
         self.accelerator.wait_for_everyone()
         self.monitor.save_state(folder)
         keep_only(self.checkpoints, folder)

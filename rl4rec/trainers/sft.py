@@ -20,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rl4rec.cross_entropy import fast_matmul_dtype
 from rl4rec.data.prepared import PreparedData, Ragged
+from rl4rec.errors import UserError
 from rl4rec.params import SFTParams
 from rl4rec.policy import IGNORE, SlatePolicy
 from rl4rec.trainers.callback import MonitorCallback
@@ -48,7 +49,10 @@ def train_sft(
         checkpoints: folder for resuming an interrupted run, removed by the caller after success.
         digest: identifies the run; only its own checkpoints are resumed.
     """
-    dataset = Dataset.from_dict({"input_ids": windows(data.train_sequences(), policy.config.max_history + 1)})
+    cut = windows(data.train_sequences(), policy.config.max_history + 1)
+    if not cut:
+        raise UserError("no user has two training items (the last two of each are held out): there is nothing to learn")
+    dataset = Dataset.from_dict({"input_ids": cut})
     resume = latest_checkpoint(checkpoints, digest)
     arguments = sft_arguments(params, checkpoints, steps_per_epoch=-(-len(dataset) // _sequences_per_step(params)))
     policy.matmul_dtype = fast_matmul_dtype(params.precision, arguments.device)
@@ -96,8 +100,8 @@ class SlateSFTTrainer(SFTTrainer):
             loss = loss * self.accelerator.num_processes
         return loss
 
-    def rename(self, logs: Mapping[str, float], seconds: float) -> dict[str, float]:
-        """A log entry under our names; `seconds` is the training time since the last one."""
+    def rename(self, logs: Mapping[str, float], steps: int, seconds: float) -> dict[str, float]:
+        """A log entry under our names; `steps` and `seconds` have passed since the last one."""
         row = {f"train/{name}": logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs}
         row["train/tokens_per_second"] = self.tokens_in_window / max(seconds, 1e-9)
         self.tokens_in_window = 0

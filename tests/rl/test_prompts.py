@@ -46,7 +46,23 @@ def test_visits_are_a_function_of_seed_and_number(tiny_data: PreparedData) -> No
 
 def test_a_catalogue_too_small_for_the_slate_is_a_users_error(tiny_data: PreparedData) -> None:
     # 24 items; training parts of at most 6 items, so prompts of at most 5
-    check_slate_fits(tiny_data, k=19, max_history=8)
-    with pytest.raises(UserError, match=r"rl.k: a slate of 20 .* has 24 items, and a history of 5 "):
-        check_slate_fits(tiny_data, k=20, max_history=8)
-    check_slate_fits(tiny_data, k=20, max_history=4)
+    check_slate_fits(tiny_data, k=19, max_history=8, mask_seen=True)
+    with pytest.raises(UserError, match=r"rl.k: a slate of 20 .* has 24 items, and a history of 5 distinct "):
+        check_slate_fits(tiny_data, k=20, max_history=8, mask_seen=True)
+    check_slate_fits(tiny_data, k=20, max_history=4, mask_seen=True)
+    check_slate_fits(tiny_data, k=24, max_history=8, mask_seen=False)
+
+
+def test_targets_that_the_policy_may_not_propose_are_no_prompts(tiny_data: PreparedData) -> None:
+    data = small([[1, 2, 1, 3, 1, 8, 9], [4, 4, 8, 9]], tiny_data)  # training parts 1 2 1 3 1 and 4 4
+    batch = PromptSet(data, max_history=8, seed=0).visit(0, 2)
+    pairs = {(tuple(h.tolist()), t) for h, t in zip(batch.histories, batch.targets.tolist(), strict=True)}
+    assert pairs == {((1,), 2), ((1, 2, 1), 3)}
+    # a history of one item has forgotten the first 1, but not the first 4
+    assert len(PromptSet(data, max_history=1, seed=0)) == 4
+    assert len(PromptSet(data, max_history=8, seed=0, mask_seen=False)) == 5
+
+
+def test_data_without_any_prompt_is_a_users_error(tiny_data: PreparedData) -> None:
+    with pytest.raises(UserError, match="no user has two training items"):
+        PromptSet(small([[1, 2, 3]], tiny_data), max_history=8, seed=0)
