@@ -29,10 +29,13 @@ def load_scorer(name: str, data: PreparedData, models: Path) -> Scorer:
     stage = name if name == "sft" else f"rl@{name}"
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no policy there (config.json is missing). Run `dvc repro {stage}` first.")
+    # transformers takes seconds to import, and the baseline needs none of it
     from safetensors import SafetensorError
+    from transformers.utils import logging as transformers_logging
 
-    from rl4rec.policy import SlatePolicy  # transformers takes seconds to import, and the baseline needs none of it
+    from rl4rec.policy import SlatePolicy
 
+    transformers_logging.disable_progress_bar()
     try:
         policy = SlatePolicy.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
