@@ -141,6 +141,13 @@ def test_the_table_shows_policies_and_differences() -> None:
     assert "+0.2095" in text and "[+" in text  # .525 - .3155
 
 
+def test_the_table_keeps_its_order_when_read_back_from_json() -> None:
+    comparison = compare_policies(four(), PARAMS, k=2)
+    comparison["policies"] = dict(sorted(comparison["policies"].items()))  # as in the file
+    column = comparison_table(comparison).columns[0]
+    assert list(column.cells)[:4] == ["Popularity", "SFT", "PPO", "GRPO"]
+
+
 def test_verdict_words() -> None:
     assert verdict([0.001, 0.2]) == "better"
     assert verdict([-0.2, -0.001]) == "worse"
