@@ -54,6 +54,7 @@ def set_up_logging() -> None:
     logging.basicConfig(level=logging.INFO, format=layout, datefmt="%H:%M:%S")
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # says that tied weights are saved once
     # TRL 1.16 reads a property that transformers 5.23 has renamed: nothing that a user can act on.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
