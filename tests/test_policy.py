@@ -95,6 +95,19 @@ def test_forward_equals_log_probs_with_and_without_gradients(policy: SlatePolicy
     assert torch.allclose(output.log_probs, again.log_probs, atol=1e-6)
 
 
+def test_temperature_divides_the_scores_of_log_probs_and_samples(policy: SlatePolicy) -> None:
+    history = np.array([1, 2])
+    histories = policy.pad_histories([history])
+    support = policy.support(histories)
+    scores = policy.scores([history])[0]
+    scores[[1, 2]] = -torch.inf
+    expected = torch.log_softmax(scores / 0.5, 0)[7]
+    result = policy.log_probs(histories, support, torch.tensor([[[7, 3]]]), temperature=0.5)
+    assert result.log_probs[0, 0, 0].item() == pytest.approx(expected.item(), abs=1e-4)
+    cold = policy.sample(histories, support, num_slates=50, k=1, temperature=1e-3)
+    assert (cold == scores.argmax()).all()
+
+
 def test_scores_by_gathered_rows_equal_scores_by_the_whole_catalogue(tiny_policy: SlatePolicy) -> None:
     histories = tiny_policy.pad_histories(HISTORIES)
     states = tiny_policy.prompt_states(histories)
