@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from rl4rec.params import LoraParams
+from rl4rec.data.prepared import PreparedData
+from rl4rec.params import LoraParams, PolicyParams
 from rl4rec.policy import SlatePolicy
+from rl4rec.policy_init import create_policy
 from rl4rec.trainers.checkpoints import latest_checkpoint, run_digest
 from rl4rec.trainers.history import TrainingLog
 from rl4rec.trainers.monitor import Monitor, save_policy
 from rl4rec.trainers.trainable import frozen_copy, set_dropout, set_trainable, without_adapters
+from tests.tiny_checkpoints import text_tokenizer, write_checkpoint
 
 HISTORIES = [np.array([1, 2, 3]), np.array([7])]
 
@@ -93,6 +96,15 @@ def test_body_leaves_the_item_embeddings_alone(tiny_policy: SlatePolicy) -> None
     assert frozen == {"lm.transformer.wte.weight"}
     set_trainable(tiny_policy, "all", LoraParams())
     assert all(parameter.requires_grad for parameter in tiny_policy.parameters())
+
+
+def test_body_of_an_untied_model_leaves_both_embedding_matrices_alone(tiny_data: PreparedData, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint("llama", tmp_path / "lm")
+    params = PolicyParams(init="pretrained", model_name=str(checkpoint), max_history=8)
+    policy, _ = create_policy(params, tiny_data.item_ids, text_tokenizer())
+    set_trainable(policy, "body", LoraParams())
+    frozen = {name for name, parameter in policy.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"lm.model.embed_tokens.weight", "lm.lm_head.weight"}
 
 
 def test_adapters_start_neutral_train_alone_and_merge_exactly(tiny_policy: SlatePolicy, tmp_path: Path) -> None:
