@@ -250,7 +250,7 @@ class RLParams(Section):
     num_slates: Positive = 614_400
     weight_decay: Annotated[Float, Field(ge=0)] = 0.01
     eval_every: Positive = 50
-    logging_steps: Positive = 10
+    logging_steps: Positive = 1
     ppo: PPOParams = PPOParams()
     grpo: GRPOParams = GRPOParams()
 
