@@ -30,7 +30,7 @@ def main(params: Params) -> None:
     with stage_run("sft", params) as run, TrainingLog(LOG, run.log_metrics) as log:
         run.log_dataset(data, context="training")
         monitor = Monitor(
-            validate=lambda p: validate(p.scores, data, k=10, batch_size=params.evaluate.batch_size),
+            validate=lambda p: validate(p.factors, data, k=10, batch_size=params.evaluate.batch_size),
             metric="full/ndcg@10",
             report=log,
             best_folder=OUT,

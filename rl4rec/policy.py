@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import ModelOutput
 
 from rl4rec.cross_entropy import linear_cross_entropy
+from rl4rec.scoring import Factors
 from rl4rec.slates import SlateLogProbs, greedy_slate, sample_slates, slate_log_probs
 from rl4rec.support import Histories, Support, build_support, length_groups, pad_histories
 
@@ -270,10 +271,14 @@ class SlatePolicy(PreTrainedModel):
         return items, scores.gather(1, items)
 
     @torch.no_grad()
+    def factors(self, histories: Sequence[npt.NDArray[np.int64]]) -> Factors:
+        """Next-item scores over the whole catalogue as a product, for the evaluator; seen items are not masked."""
+        return Factors(self.prompt_states(self.pad_histories(histories)).float(), self.item_weight().detach().float())
+
     def scores(self, histories: Sequence[npt.NDArray[np.int64]]) -> Tensor:
         """Next-item scores over the whole catalogue, (b, I) float32; seen items are not masked."""
-        padded = self.pad_histories(histories)
-        return (self.prompt_states(padded) @ self.item_weight().T).float()
+        states, items = self.factors(histories)
+        return states @ items.T
 
     # --- the plain route: item after item ----------------------------------------------------------
 

@@ -46,12 +46,15 @@ def pad_histories(
     Raises:
         ValueError: a history is empty.
     """
-    lengths = np.fromiter((min(len(h), max_history) for h in histories), dtype=np.int64, count=len(histories))
+    full = np.fromiter(map(len, histories), dtype=np.int64, count=len(histories))
+    lengths = np.minimum(full, max_history)
     if len(lengths) and lengths.min() < 1:
         raise ValueError("a history is empty: the policy needs at least one item to read")
     padded = np.full((len(histories), int(lengths.max(initial=1))), -1, dtype=np.int64)
-    for row, history in enumerate(histories):
-        padded[row, : lengths[row]] = history[-max_history:]
+    if len(lengths):
+        to_end = np.repeat(np.cumsum(full), full) - np.arange(full.sum())  # 1 for a history's last item
+        latest = np.concatenate(histories)[to_end <= max_history]
+        padded[np.arange(padded.shape[1]) < lengths[:, None]] = latest
     return Histories(torch.from_numpy(padded).to(device), torch.from_numpy(lengths).to(device))
 
 

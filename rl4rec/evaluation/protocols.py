@@ -106,12 +106,15 @@ def _rank(
         targets = torch.from_numpy(fold.targets[start:stop]).to(scores.device)
         drawn = torch.from_numpy(negatives.items[start:stop].astype(np.int64)).to(scores.device)
         seen = seen_pairs(fold, start, stop, scores.device)
-        masked, unmasked = full_ranks(scores, targets, seen)
-        ranks["full"][start:stop] = masked.cpu().numpy()
-        ranks["full_unmasked"][start:stop] = unmasked.cpu().numpy()
         ranks["sampled"][start:stop] = sampled_ranks(scores, targets, drawn).cpu().numpy()
         recommended["full_unmasked"] += count_recommended(scores, params.ks)
-        recommended["full"] += count_recommended(scores.index_put(seen, scores.new_tensor(-torch.inf)), params.ks)
+        unmasked_scores = scores[seen]
+        scores[seen] = -torch.inf
+        recommended["full"] += count_recommended(scores, params.ks)
+        scores[seen] = unmasked_scores
+        masked, unmasked = full_ranks(scores, targets, seen)  # last: it writes over the scores
+        ranks["full"][start:stop] = masked.cpu().numpy()
+        ranks["full_unmasked"][start:stop] = unmasked.cpu().numpy()
     return ranks, recommended
 
 

@@ -16,12 +16,14 @@ from torch import Tensor
 from rl4rec.data.prepared import Fold, IntArray, PreparedData, Ragged
 from rl4rec.errors import UserError
 from rl4rec.evaluation.negatives import distinct_rows
+from rl4rec.scoring import Factors, top_k
 
-Scorer = Callable[[Sequence[IntArray]], Tensor]
-"""Histories of b users (oldest item first) -> (b, I) next-item scores over the catalogue, seen items included."""
+Scorer = Callable[[Sequence[IntArray]], Tensor | Factors]
+"""Histories of b users (oldest item first) -> (b, I) next-item scores over the catalogue, seen items included; or
+their two factors, which are multiplied block by block."""
 
-BlockScorer = Callable[[int, int], Tensor]
-"""Scores of the users start..stop-1 of a fold, (stop - start, I)."""
+BlockScorer = Callable[[int, int], Tensor | Factors]
+"""Scores of the users start..stop-1 of a fold, (stop - start, I), or their factors."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,9 @@ def ranked_fold(data: PreparedData, fold: Fold) -> RankedFold:
 def score_blocks(
     score: BlockScorer, *, users: int, num_items: int, batch_size: int
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Checked scores of all users, `(start, stop, (stop - start, I) scores)` at a time.
+    """Checked scores of all users, `(start, stop, (stop - start, I) scores)`, at most `batch_size` users at a time.
+
+    The scores may be written to, but are gone with the next block.
 
     Raises:
         UserError: a score is NaN (training diverged).
@@ -64,14 +68,24 @@ def score_blocks(
         stop = min(start + batch_size, users)
         with torch.no_grad():
             scores = score(start, stop)
-        if scores.shape != (stop - start, num_items):
-            raise ValueError(f"expected scores of shape {(stop - start, num_items)}, got {tuple(scores.shape)}")
-        if torch.isnan(scores.amax()):  # amax propagates NaN
+        if isinstance(scores, Factors):
+            shape: tuple[int, ...] = (len(scores.states), len(scores.items))
+            sound = all(bool(torch.isfinite(factor).all()) for factor in scores)
+        else:
+            shape = tuple(scores.shape)
+            sound = not torch.isnan(scores.amax())  # amax propagates NaN
+        if shape != (stop - start, num_items):
+            raise ValueError(f"expected scores of shape {(stop - start, num_items)}, got {shape}")
+        if not sound:
             raise UserError(
                 f"The policy's scores are NaN for some of the users {start}..{stop - 1}: its training diverged. "
                 "Lower the learning rate (sft.learning_rate or rl.<algorithm>.learning_rate) and train again."
             )
-        yield start, stop, scores
+        if isinstance(scores, Factors):
+            for first, last, block in scores.blocks():
+                yield start + first, start + last, block
+        else:
+            yield start, stop, scores.clone()
 
 
 def seen_pairs(fold: RankedFold, start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -82,12 +96,12 @@ def seen_pairs(fold: RankedFold, start: int, stop: int, device: torch.device) ->
 
 
 def full_ranks(scores: Tensor, targets: Tensor, seen: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Ranks among the whole catalogue, seen items masked and unmasked.
+    """Ranks among the whole catalogue, seen items masked and unmasked. `scores` are overwritten.
 
     A masked item is never proposed. A target that the user has seen before is masked too and therefore ranks last.
 
     Args:
-        scores: (b, I).
+        scores: (b, I) floats.
         targets: (b,).
         seen: distinct (row, item) pairs, see `seen_pairs`.
 
@@ -96,9 +110,11 @@ def full_ranks(scores: Tensor, targets: Tensor, seen: tuple[Tensor, Tensor]) -> 
     """
     rows, items = seen
     wanted = scores.gather(1, targets.unsqueeze(1))  # (b, 1)
-    # Summing in int32 is five times as fast as in the default int64.
-    unmasked = (scores >= wanted).sum(dim=1, dtype=torch.int32).long() - 1  # (b,) without the target itself
     above = scores[rows, items] >= wanted[rows, 0]  # (pairs,)
+    # Ones and zeros in place of the scores, summed as floats: four times as fast as counting booleans. The sum is
+    # exact below 2^24 items.
+    exact = torch.float32 if scores.shape[1] < 2**24 else torch.float64
+    unmasked = scores.ge_(wanted).sum(dim=1, dtype=exact).long() - 1  # (b,) without the target itself
     masked = unmasked - torch.zeros_like(unmasked).index_add_(0, rows, above.to(unmasked.dtype))
     repeated = torch.zeros_like(unmasked).index_add_(0, rows, (items == targets[rows]).to(unmasked.dtype)) > 0
     return torch.where(repeated, scores.shape[1] - 1, masked), unmasked
@@ -127,7 +143,7 @@ def count_recommended(scores: Tensor, ks: Sequence[int]) -> IntArray:
         (len(ks), I) int64.
     """
     num_items = scores.shape[1]
-    top = torch.topk(scores, min(ks[-1], num_items), dim=1)
-    shown = top.values > -torch.inf
-    counts = [torch.bincount(top.indices[:, :k][shown[:, :k]], minlength=num_items) for k in ks]
+    values, items = top_k(scores, min(ks[-1], num_items))
+    shown = values > -torch.inf
+    counts = [torch.bincount(items[:, :k][shown[:, :k]], minlength=num_items) for k in ks]
     return np.asarray(torch.stack(counts).cpu().numpy(), dtype=np.int64)

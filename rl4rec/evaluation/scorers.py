@@ -47,5 +47,5 @@ def load_scorer(name: str, data: PreparedData, models: Path) -> Scorer:
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.nn.Module.to(policy, device)  # `from_pretrained` leaves it in evaluation mode, without dropout
-    scorer: Scorer = policy.scores
+    scorer: Scorer = policy.factors
     return scorer

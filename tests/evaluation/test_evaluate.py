@@ -11,12 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rl4rec import scoring
 from rl4rec.data.prepared import PreparedData, Ragged
 from rl4rec.errors import UserError
 from rl4rec.evaluation.protocols import evaluate, evaluate_oracle
 from rl4rec.evaluation.scorers import popularity_scorer
 from rl4rec.evaluation.validation import validate
 from rl4rec.params import EvaluateParams
+from rl4rec.scoring import Factors
 
 
 def prepared(sequences: list[list[int]], num_items: int, folder: Path = Path("data/prepared")) -> PreparedData:
@@ -110,6 +112,33 @@ def test_ranks_equal_brute_force(drawn: tuple[int, list[list[int]], int], batch_
     again = evaluate("x", scorer, data, params.model_copy(update={"batch_size": 512}))
     assert again.ranks.equals(result.ranks)
     assert again.metrics == result.metrics
+
+
+@pytest.mark.parametrize("batch_size", [7, 512])
+def test_factors_are_ranked_like_their_product(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "_CPU_BYTES", 16 * 30 * 4)  # several blocks
+    rng = np.random.default_rng(4)
+    data = prepared([rng.integers(0, 30, rng.integers(3, 9)).tolist() for _ in range(90)], 30)
+    states, items = torch.from_numpy(rng.integers(-3, 4, (2, 30, 4))).float()  # small integers: exact, with ties
+    params = EvaluateParams(ks=(1, 3), negatives=5, batch_size=batch_size)
+
+    def rows(histories):
+        return states[[int(history[-1]) for history in histories]]
+
+    factored = evaluate("x", lambda histories: Factors(rows(histories), items), data, params)
+    whole = evaluate("x", lambda histories: rows(histories) @ items.T, data, params)
+    assert factored.ranks.equals(whole.ranks)
+    assert factored.metrics["valid"]["full"]["ndcg@3"] == whole.metrics["valid"]["full"]["ndcg@3"]
+    quick = validate(lambda histories: Factors(rows(histories), items), data, k=3, batch_size=batch_size)
+    assert quick["full/ndcg@3"] == pytest.approx(whole.metrics["valid"]["full"]["ndcg@3"], abs=1e-8)
+
+
+def test_factors_that_are_not_finite_are_refused() -> None:
+    def diverged(histories):
+        return Factors(torch.full((len(histories), 2), torch.nan), torch.ones(6, 2))
+
+    with pytest.raises(UserError, match="training diverged"):
+        validate(diverged, HAND)
 
 
 def test_sampled_ranks_equal_brute_force_over_the_stored_negatives() -> None:
