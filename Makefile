@@ -62,7 +62,7 @@ format: $(READY) ## format the code, fix what can be fixed
 	ruff format .
 
 bench: $(READY) ## speed and memory, each against a named peer
-	@for script in benchmarks/*.py; do echo "== $$script"; python "$$script" || exit 1; done
+	@for name in prepare evaluate sft accuracy rl; do echo "== $$name"; python benchmarks/$$name.py || exit 1; done
 
 ui: $(READY) ## the MLflow UI of mlflow.db on 127.0.0.1 (make ui PORT=5001; the demo's: make ui DIR=.demo)
 	@cd $(or $(DIR),.) && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \

@@ -1,44 +1,113 @@
-"""Next-item cross-entropy that never holds the (tokens x items) logits.
+"""The SFT loss: cross-entropy against the next items, which never holds the (positions x items) logits.
 
-The loss and its gradients are computed together, a chunk of rows at a time, as Liger Kernel's fused linear
-cross-entropy does on CUDA (Hsu et al. 2024): peak memory is one chunk of logits instead of all of them.
+`linear_cross_entropy` is exact: loss and gradients are computed together, a chunk of rows at a time, as Liger Kernel's
+fused linear cross-entropy does on CUDA (Hsu et al. 2024), so that peak memory is one chunk of logits.
+`sampled_cross_entropy` estimates the sum over the catalogue from some sampled items, for catalogues of millions.
+Both take several weighted targets a row.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+IGNORE = -100  # label of a position without a loss, as everywhere in transformers
+
+
+class Targets(NamedTuple):
+    """What each of n rows should predict: a distribution over at most m items."""
+
+    items: Tensor  # (n, m) int64
+    weights: Tensor  # (n, m) float32, each row sums to 1; 0 where there are fewer
+
+
+class SampledItems(NamedTuple):
+    """Items drawn with replacement, shared by all rows of a batch."""
+
+    items: Tensor  # (s,) int64
+    expected: Tensor  # (s,) float32, how often each was expected among the s draws: s times its probability
+
+
+@dataclass(frozen=True)
+class NextItemsLoss:
+    """How a policy learns from what came next: the settings of the SFT loss."""
+
+    window: int = 1  # a position predicts this many of the items that follow it
+    decay: float = 1.0  # weight of each of them against the one before
+    label_smoothing: float = 0.0
+    matmul_dtype: torch.dtype = torch.float32
+
+    def following(self, labels: Tensor) -> Tensor:
+        """The next `window` items of each position, (b, l) -> (b, l, window), `IGNORE` where there are fewer."""
+        padded = torch.nn.functional.pad(labels, (0, self.window - 1), value=IGNORE)
+        return padded.unfold(1, self.window, 1)
+
+    def targets(self, following: Tensor) -> Targets:
+        """Weights of the items that follow n positions, (n, window); the first of each row is there.
+
+        A mean with geometric weights over the items within a window, as in the window losses of PinnerFormer
+        (Pancha et al. 2022): in sparse data the one item that happened to come next is a noisy target.
+        """
+        there = following != IGNORE
+        scale = self.decay ** torch.arange(self.window, device=following.device, dtype=torch.float32)
+        weights = there * scale
+        items = torch.where(there, following, following[:, :1])
+        return Targets(items, weights / weights.sum(1, keepdim=True))
+
+    def __call__(self, hidden: Tensor, weight: Tensor, following: Tensor, sampled: SampledItems | None) -> Tensor:
+        """Summed loss of n positions: hidden (n, d), weight (items, d), following (n, window); () float32."""
+        targets = self.targets(following)
+        if sampled is not None:
+            return sampled_cross_entropy(hidden, weight, targets, sampled, matmul_dtype=self.matmul_dtype)
+        return linear_cross_entropy(
+            hidden, weight, targets, label_smoothing=self.label_smoothing, matmul_dtype=self.matmul_dtype
+        )
 
 
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
-    targets: Tensor,
+    targets: Targets,
     *,
     label_smoothing: float = 0.0,
     matmul_dtype: torch.dtype = torch.float32,
-    chunk_rows: int = 128,
+    rows: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Sum over rows of the cross-entropy of `softmax(hidden @ weight.T)` against `targets`.
+    """Sum over rows of the cross-entropy of `softmax(hidden @ weight.T)` against the targets.
 
     Args:
         hidden: (n, d).
         weight: (items, d) output embeddings.
-        targets: (n,) int64, item indices.
+        targets: of the n rows.
         label_smoothing: mass spread evenly over all items, as in `torch.nn.functional.cross_entropy`.
         matmul_dtype: type of the matrix products' inputs (bfloat16 where the machine is fast at it); the softmax
             and all sums are float32.
-        chunk_rows: rows of logits held at a time.
+        rows: how many rows of gradients, and of float32 logits among them, are held at a time; default: by device.
 
     Returns:
         Scalar float32, the summed loss in nats.
     """
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, targets, label_smoothing, matmul_dtype, chunk_rows
+        hidden,
+        weight,
+        targets.items,
+        targets.weights,
+        label_smoothing,
+        matmul_dtype,
+        *(rows or _rows_held(weight)),
     )
     return loss
+
+
+def _rows_held(weight: Tensor) -> tuple[int, int]:
+    """Rows of a chunk, as many as keep the products busy, and of a tile, as few as stay in a CPU's cache."""
+    if weight.device.type == "cpu":
+        return max(64, 2**23 // len(weight)), 32
+    rows = max(64, 2**26 // len(weight))
+    return rows, rows
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -47,38 +116,42 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
-        targets: Tensor,
+        target_items: Tensor,
+        target_weights: Tensor,
         label_smoothing: float,
         matmul_dtype: torch.dtype,
         chunk_rows: int,
+        tile_rows: int,
     ) -> Tensor:
-        items = weight.shape[0]
+        count, items = len(hidden), len(weight)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         low_weight = weight.to(matmul_dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden, dtype=torch.float32) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        for start in range(0, hidden.shape[0], chunk_rows):
-            rows = slice(start, start + chunk_rows)
-            low_hidden = hidden[rows].to(matmul_dtype)
-            target = targets[rows].unsqueeze(1)
-            logits = (low_hidden @ low_weight.T).float()  # (r, items)
-            log_z = torch.logsumexp(logits, dim=-1, keepdim=True)  # (r, 1)
-            target_logit = logits.gather(1, target)
-            loss += (log_z - (1.0 - label_smoothing) * target_logit).sum()
-            if label_smoothing:
-                loss -= label_smoothing * logits.mean(-1).sum()
-            if not (needs_hidden or needs_weight):
-                continue
-            grad = logits.sub_(log_z).exp_()  # (r, items) softmax
-            grad.scatter_add_(1, target, torch.full_like(target_logit, label_smoothing - 1.0))
-            if label_smoothing:
-                grad.sub_(label_smoothing / items)
-            low_grad = grad.to(matmul_dtype)
+        held = torch.empty(min(chunk_rows, count), items, dtype=matmul_dtype, device=hidden.device)
+        for start in range(0, count, chunk_rows):
+            stop = min(start + chunk_rows, count)
+            low_hidden = hidden[start:stop].to(matmul_dtype)
+            grads = held[: stop - start]  # (chunk, items) of the logits
+            for first in range(start, stop, tile_rows):
+                last = min(first + tile_rows, stop)
+                logits = low_hidden[first - start : last - start] @ low_weight.T
+                log_p = torch.log_softmax(logits, -1, dtype=torch.float32)  # (tile, items)
+                target = target_items[first:last]
+                share = (1.0 - label_smoothing) * target_weights[first:last]
+                loss -= (share * log_p.gather(1, target)).sum()
+                if label_smoothing:
+                    loss -= label_smoothing * log_p.mean(-1).sum()
+                if needs_hidden or needs_weight:
+                    grad = log_p.exp_().scatter_add_(1, target, -share)
+                    if label_smoothing:
+                        grad.sub_(label_smoothing / items)
+                    grads[first - start : last - start] = grad
             if grad_hidden is not None:
-                grad_hidden[rows] = (low_grad @ low_weight).float()
+                grad_hidden[start:stop] = grads @ low_weight
             if grad_weight is not None:
-                grad_weight += (low_grad.T @ low_hidden).float()
+                grad_weight += grads.T @ low_hidden
         ctx.grad_hidden, ctx.grad_weight = grad_hidden, grad_weight
         ctx.dtypes = hidden.dtype, weight.dtype
         return loss
@@ -89,7 +162,47 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_dtype, weight_dtype = ctx.dtypes
         grad_hidden = None if ctx.grad_hidden is None else (ctx.grad_hidden * grad).to(hidden_dtype)
         grad_weight = None if ctx.grad_weight is None else (ctx.grad_weight * grad).to(weight_dtype)
-        return grad_hidden, grad_weight, None, None, None, None
+        return grad_hidden, grad_weight, *([None] * 6)
+
+
+def sampled_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Targets,
+    sampled: SampledItems,
+    *,
+    matmul_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Sum over rows of the cross-entropy against the targets, with the softmax's sum over the catalogue estimated.
+
+    The sum is that over the row's own targets, exactly, and over the other items by importance sampling: each draw
+    counts exp(logit) / expected count (the "logQ correction", Bengio & Senecal 2008), draws that are among the row's
+    targets count nothing. Its expectation is the full sum.
+
+    Args:
+        hidden: (n, d).
+        weight: (items, d) output embeddings.
+        targets: of the n rows.
+        sampled: draws from all items.
+        matmul_dtype: type of the matrix products' inputs.
+
+    Returns:
+        Scalar float32, the summed loss in nats.
+    """
+    rows, width = targets.items.shape
+    picked = torch.nn.functional.embedding(torch.cat([targets.items.flatten(), sampled.items]), weight)
+    own = picked[: rows * width].view(rows, width, -1)  # (n, m, d)
+    others = picked[rows * width :]  # (s, d)
+    target_logits = (hidden.unsqueeze(1) * own).sum(-1).float()  # (n, m)
+    logits = (hidden.to(matmul_dtype) @ others.to(matmul_dtype).T).float() - sampled.expected.log()  # (n, s)
+    drawn_target = (sampled.items == targets.items.unsqueeze(2)).any(1)  # (n, s)
+    # A target that a row has twice, and the filling of short rows, belong to the sum once.
+    earlier = (targets.items.unsqueeze(2) == targets.items.unsqueeze(1)).tril(-1).any(2)  # (n, m)
+    in_sum = torch.cat(
+        [target_logits.masked_fill(earlier, -torch.inf), logits.masked_fill(drawn_target, -torch.inf)], 1
+    )
+    loss: Tensor = torch.logsumexp(in_sum, 1).sum() - (targets.weights * target_logits).sum()
+    return loss
 
 
 def fast_matmul_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -130,11 +130,22 @@ class SFTParams(Section):
     warmup_steps: Annotated[Int, Field(ge=0)] = 0
     max_grad_norm: Annotated[Float, Field(gt=0)] = 1.0
     label_smoothing: Probability = 0.0
+    target_window: Annotated[Int, Field(ge=1, le=100)] = 3
+    target_decay: Rate = 0.5
+    softmax: Literal["full", "sampled"] = "full"
+    sampled_items: Positive = 4096
+    sampling_exponent: Annotated[Float, Field(ge=0, le=2)] = 0.5
     eval_every_epochs: Positive = 4
     early_stopping_patience: Positive | None = 4
     logging_steps: Positive = 50
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _smoothing_needs_the_catalogue(self) -> Self:
+        if self.softmax == "sampled" and self.label_smoothing > 0:
+            raise ValueError("label_smoothing needs `softmax: full`: it spreads mass over the whole catalogue")
+        return self
 
 
 # --- rl ------------------------------------------------------------------------------------------

@@ -18,12 +18,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from rl4rec.cross_entropy import linear_cross_entropy
+from rl4rec.cross_entropy import IGNORE, NextItemsLoss, SampledItems
 from rl4rec.scoring import Factors
 from rl4rec.slates import SlateLogProbs, greedy_slate, sample_slates, slate_log_probs
 from rl4rec.support import Histories, Support, build_support, length_groups, pad_histories
-
-IGNORE = -100  # label of a position without a loss, as everywhere in transformers
 
 
 class SlatePolicyConfig(PreTrainedConfig):
@@ -78,8 +76,7 @@ class SlatePolicy(PreTrainedModel):
             lm = AutoModelForCausalLM.from_config(_lm_config(config))
         self.lm = lm
         self.generation_config = lm.generation_config
-        self.matmul_dtype = torch.float32  # of the output layer in the SFT loss; set by the trainer
-        self.label_smoothing = 0.0
+        self.next_items_loss = NextItemsLoss()  # set by the SFT trainer
         self.post_init()  # type: ignore[no-untyped-call]
 
     # --- plumbing that transformers expects -------------------------------------------------------
@@ -157,6 +154,7 @@ class SlatePolicy(PreTrainedModel):
         input_ids: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        sampled: SampledItems | None = None,
         histories: Histories | None = None,
         candidates: Tensor | None = None,
         slates: Tensor | None = None,
@@ -172,6 +170,7 @@ class SlatePolicy(PreTrainedModel):
             input_ids: (b, l) right-padded item indices, -1 is padding.
             labels: (b, l) the item that came next at each position, `IGNORE` where there is none.
             num_items_in_batch: divide the summed loss by this (gradient accumulation); default: the labelled positions.
+            sampled: estimate the softmax's sum from these items instead of the whole catalogue.
             histories: b prompts.
             candidates: see `support`.
             slates: (b, g, k) item indices inside the support.
@@ -180,19 +179,14 @@ class SlatePolicy(PreTrainedModel):
         """
         if histories is None:
             assert input_ids is not None and labels is not None
+            following = self.next_items_loss.following(labels)  # (b, l, window)
             hidden: list[Tensor] = []
-            next_items: list[Tensor] = []
+            expected: list[Tensor] = []
             for rows, width in length_groups((input_ids >= 0).sum(1)):
-                expected = labels[rows, :width]
-                hidden.append(self.hidden_states(input_ids[rows, :width])[expected != IGNORE])
-                next_items.append(expected[expected != IGNORE])
-            total = linear_cross_entropy(
-                torch.cat(hidden),
-                self.item_weight(),
-                torch.cat(next_items),
-                label_smoothing=self.label_smoothing,
-                matmul_dtype=self.matmul_dtype,
-            )
+                labelled = labels[rows, :width] != IGNORE
+                hidden.append(self.hidden_states(input_ids[rows, :width])[labelled])
+                expected.append(following[rows, :width][labelled])
+            total = self.next_items_loss(torch.cat(hidden), self.item_weight(), torch.cat(expected), sampled)
             count = (labels != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
             return SlatePolicyOutput(loss=total / count)
 

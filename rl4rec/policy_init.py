@@ -50,6 +50,7 @@ def _from_scratch(params: PolicyParams, num_items: int) -> SlatePolicy:
         resid_pdrop=params.dropout,
         embd_pdrop=params.dropout,
         attn_pdrop=params.dropout,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own `gelu_new` as one kernel
         tie_word_embeddings=True,
         pad_token_id=0,
         bos_token_id=2,

@@ -23,3 +23,5 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed)
     torch.manual_seed(seed)  # CPU and every CUDA device
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # A debugging aid that fills every new tensor. (The attribute is served by the module's class, unknown to mypy.)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

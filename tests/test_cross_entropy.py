@@ -1,19 +1,32 @@
-"""The chunked cross-entropy against torch's own on full logits."""
+"""The chunked and the sampled cross-entropy against torch's own on full logits."""
 
 import pytest
 import torch
 
-from rl4rec.cross_entropy import fast_matmul_dtype, linear_cross_entropy
+from rl4rec.cross_entropy import (
+    IGNORE,
+    NextItemsLoss,
+    SampledItems,
+    Targets,
+    fast_matmul_dtype,
+    linear_cross_entropy,
+    sampled_cross_entropy,
+)
+from rl4rec.trainers.item_sampler import ItemSampler
+
+
+def one_target(items: torch.Tensor) -> Targets:
+    return Targets(items.unsqueeze(1), torch.ones(len(items), 1))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("chunk_rows", [3, 7, 100])
-def test_loss_and_gradients_equal_the_plain_ones(smoothing: float, chunk_rows: int) -> None:
+@pytest.mark.parametrize("rows", [(3, 2), (7, 7), (100, 4), None])
+def test_loss_and_gradients_equal_the_plain_ones(smoothing: float, rows: tuple[int, int] | None) -> None:
     torch.manual_seed(0)
     hidden = torch.randn(17, 8, requires_grad=True)
     weight = torch.randn(31, 8, requires_grad=True)
     targets = torch.randint(0, 31, (17,))
-    loss = linear_cross_entropy(hidden, weight, targets, label_smoothing=smoothing, chunk_rows=chunk_rows)
+    loss = linear_cross_entropy(hidden, weight, one_target(targets), label_smoothing=smoothing, rows=rows)
     ours = torch.autograd.grad(2.5 * loss, (hidden, weight))
     plain = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, label_smoothing=smoothing, reduction="sum")
     theirs = torch.autograd.grad(2.5 * plain, (hidden, weight))
@@ -22,11 +35,31 @@ def test_loss_and_gradients_equal_the_plain_ones(smoothing: float, chunk_rows: i
         assert torch.allclose(mine, reference, atol=1e-4)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_several_targets_equal_torch_on_probabilities(smoothing: float) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(9, 8, requires_grad=True)
+    weight = torch.randn(13, 8, requires_grad=True)
+    items = torch.randint(0, 13, (9, 3))
+    items[0] = 5  # one item three times
+    weights = torch.rand(9, 3)
+    weights[1, 1:] = 0.0
+    weights /= weights.sum(1, keepdim=True)
+    wanted = torch.zeros(9, 13).scatter_add_(1, items, weights)
+    loss = linear_cross_entropy(hidden, weight, Targets(items, weights), label_smoothing=smoothing, rows=(4, 3))
+    plain = torch.nn.functional.cross_entropy(hidden @ weight.T, wanted, label_smoothing=smoothing, reduction="sum")
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+    for mine, reference in zip(
+        torch.autograd.grad(loss, (hidden, weight)), torch.autograd.grad(plain, (hidden, weight)), strict=True
+    ):
+        assert torch.allclose(mine, reference, atol=1e-5)
+
+
 def test_bfloat16_products_change_the_gradient_by_little() -> None:
     torch.manual_seed(0)
     hidden = torch.randn(256, 64, requires_grad=True)
     weight = (0.1 * torch.randn(500, 64)).requires_grad_()
-    targets = torch.randint(0, 500, (256,))
+    targets = one_target(torch.randint(0, 500, (256,)))
     exact, rough = (
         torch.autograd.grad(linear_cross_entropy(hidden, weight, targets, matmul_dtype=dtype), (hidden, weight))
         for dtype in (torch.float32, torch.bfloat16)
@@ -38,8 +71,74 @@ def test_bfloat16_products_change_the_gradient_by_little() -> None:
 def test_frozen_embeddings_get_no_gradient() -> None:
     hidden = torch.randn(4, 8, requires_grad=True)
     weight = torch.randn(5, 8)
-    linear_cross_entropy(hidden, weight, torch.tensor([0, 1, 2, 3])).backward()
+    linear_cross_entropy(hidden, weight, one_target(torch.tensor([0, 1, 2, 3]))).backward()
     assert hidden.grad is not None and weight.grad is None
+
+
+def test_a_window_of_targets_worked_by_hand() -> None:
+    # One sequence 7 4 9 | one with a single next item. Window 3, decay 1/2: weights 4:2:1, then 4:2, then 1.
+    loss = NextItemsLoss(window=3, decay=0.5)
+    following = loss.following(torch.tensor([[7, 4, 9], [8, IGNORE, IGNORE]]))
+    assert following[0].tolist() == [[7, 4, 9], [4, 9, IGNORE], [9, IGNORE, IGNORE]]
+    assert following[1, 0].tolist() == [8, IGNORE, IGNORE]
+    targets = loss.targets(following[[0, 0, 0, 1], [0, 1, 2, 0]])
+    assert targets.items.tolist() == [[7, 4, 9], [4, 9, 4], [9, 9, 9], [8, 8, 8]]
+    expected = torch.tensor([[4 / 7, 2 / 7, 1 / 7], [2 / 3, 1 / 3, 0], [1, 0, 0], [1, 0, 0]])
+    torch.testing.assert_close(targets.weights, expected)
+    assert NextItemsLoss().following(torch.tensor([[7, 4]])).tolist() == [[[7], [4]]]
+
+
+def estimate(sampled: SampledItems) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a sample says of the softmax's sum, and the true sum, for 4 rows over 11 items."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(4, 3, generator=generator), torch.randn(11, 3, generator=generator)
+    items = torch.tensor([[0, 1], [2, 2], [3, 4], [10, 0]])  # row 1 has one target twice
+    targets = Targets(items, torch.tensor([[0.7, 0.3], [1.0, 0.0], [0.5, 0.5], [0.9, 0.1]]))
+    logits = hidden @ weight.T
+    wanted = (targets.weights * logits.gather(1, items)).sum(1)
+    sums = torch.stack(
+        [
+            sampled_cross_entropy(hidden[row : row + 1], weight, Targets(*(t[row : row + 1] for t in targets)), sampled)
+            for row in range(4)
+        ]
+    )
+    return (sums + wanted).exp(), logits.exp().sum(1)
+
+
+def test_every_item_drawn_as_expected_gives_the_full_softmax() -> None:
+    estimated, true = estimate(SampledItems(torch.arange(11), torch.ones(11)))
+    torch.testing.assert_close(estimated, true)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+def test_the_sampled_sum_is_unbiased(exponent: float) -> None:
+    torch.manual_seed(0)
+    sampler = ItemSampler(torch.arange(11), draws=4, exponent=exponent)
+    draws = torch.stack([estimate(sampler.draw())[0] for _ in range(4000)])
+    true = estimate(sampler.draw())[1]
+    error = (draws.mean(0) - true).abs() / (draws.std(0) / 4000**0.5 + 1e-9)
+    assert error.max() < 4.0  # standard errors
+    assert draws.std(0).max() > 0
+
+
+def test_sampled_gradients_reach_targets_and_draws_only() -> None:
+    weight = torch.randn(20, 4, requires_grad=True)
+    hidden = torch.randn(3, 4, requires_grad=True)
+    sampled = SampledItems(torch.tensor([7, 8, 7]), torch.full((3,), 3 / 20))
+    sampled_cross_entropy(hidden, weight, one_target(torch.tensor([1, 2, 7])), sampled).backward()
+    assert weight.grad is not None and hidden.grad is not None
+    assert weight.grad.abs().sum(1).nonzero().flatten().tolist() == [1, 2, 7, 8]
+
+
+def test_the_sampler_follows_popularity_and_its_exponent() -> None:
+    torch.manual_seed(0)
+    counts = torch.tensor([0, 8, 99])
+    for exponent, weights in ((0.0, [1, 1, 1]), (0.5, [1, 3, 10]), (1.0, [1, 9, 100])):
+        sampled = ItemSampler(counts, draws=200_000, exponent=exponent).draw()
+        share = torch.bincount(sampled.items, minlength=3) / 200_000
+        expected = torch.tensor(weights) / sum(weights)
+        torch.testing.assert_close(share, expected, atol=0.01, rtol=0.0)
+        torch.testing.assert_close(sampled.expected, 200_000 * expected[sampled.items])
 
 
 def test_precision_setting() -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rl4rec.policy import IGNORE, SlatePolicy, SlatePolicyConfig
+from rl4rec.cross_entropy import IGNORE
+from rl4rec.policy import SlatePolicy, SlatePolicyConfig
 from rl4rec.support import Histories
 
 HISTORIES = [np.array([1, 2, 3]), np.array([4]), np.arange(12), np.array([20, 3, 9, 7, 11])]

@@ -30,7 +30,6 @@ from rl4rec.evaluation.ranking import (
     ranked_fold,
     sampled_ranks,
     score_blocks,
-    seen_pairs,
 )
 from rl4rec.params import EvaluateParams
 
@@ -105,7 +104,7 @@ def _rank(
     for start, stop, scores in score_blocks(score, users=users, num_items=num_items, batch_size=params.batch_size):
         targets = torch.from_numpy(fold.targets[start:stop]).to(scores.device)
         drawn = torch.from_numpy(negatives.items[start:stop].astype(np.int64)).to(scores.device)
-        seen = seen_pairs(fold, start, stop, scores.device)
+        seen = fold.seen_pairs(start, stop, scores.device)
         ranks["sampled"][start:stop] = sampled_ranks(scores, targets, drawn).cpu().numpy()
         recommended["full_unmasked"] += count_recommended(scores, params.ks)
         unmasked_scores = scores[seen]
@@ -115,6 +114,7 @@ def _rank(
         masked, unmasked = full_ranks(scores, targets, seen)  # last: it writes over the scores
         ranks["full"][start:stop] = masked.cpu().numpy()
         ranks["full_unmasked"][start:stop] = unmasked.cpu().numpy()
+    ranks["full"][fold.repeated] = num_items - 1
     return ranks, recommended
 
 
@@ -152,9 +152,6 @@ def protocol_card(
     folds: Sequence[tuple[RankedFold, BlockScorer]],
 ) -> dict[str, Any]:
     """Everything that two results must share to be comparable, and the versions that made them."""
-    repeated = {
-        fold.name: int((np.repeat(fold.targets, fold.seen.lengths) == fold.seen.values).sum()) for fold, _ in folds
-    }
     return {
         "data_hash": data.data_hash,
         "source": data.stats.get("source"),
@@ -164,7 +161,7 @@ def protocol_card(
         "k": list(params.ks),
         "tie_rule": "ties count against the target",
         "masking": "full: items of the history are never proposed; full_unmasked: they are; sampled: never negatives",
-        "repeated_targets": repeated,
+        "repeated_targets": {fold.name: int(fold.repeated.sum()) for fold, _ in folds},
         "negatives": {
             "n": params.negatives,
             "sampler": "uniform over the items outside the user's whole sequence, distinct",

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -35,10 +37,23 @@ class RankedFold:
     history: Ragged  # u rows, oldest first
     targets: IntArray  # (u,)
     seen: Ragged  # u rows, the distinct items of the history
+    seen_by: IntArray  # (pairs,) place in the fold of the user of each entry of `seen.values`
+    repeated: npt.NDArray[np.bool_]  # (u,) whether the user has seen the target before
 
     def block_scorer(self, scorer: Scorer) -> BlockScorer:
         """Feed the fold's histories to a scorer, block by block."""
-        return lambda start, stop: scorer([self.history[row] for row in range(start, stop)])
+
+        def score(start: int, stop: int) -> Tensor | Factors:
+            bounds = self.history.offsets[start : stop + 1].tolist()
+            return scorer([self.history.values[first:last] for first, last in pairwise(bounds)])
+
+        return score
+
+    def seen_pairs(self, start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Rows (within the block) and items of all seen items of a block's users, each (pairs,)."""
+        pairs = slice(self.seen.offsets[start], self.seen.offsets[stop])
+        rows, items = torch.from_numpy(self.seen_by[pairs]), torch.from_numpy(self.seen.values[pairs])
+        return (rows - start).to(device), items.to(device)
 
 
 def ranked_fold(data: PreparedData, fold: Fold) -> RankedFold:
@@ -50,7 +65,11 @@ def ranked_fold(data: PreparedData, fold: Fold) -> RankedFold:
     split = data.split(fold)
     if len(split.targets) == 0:
         raise UserError(f"{data.folder}: no user has the three interactions that a held-out item needs.")
-    return RankedFold(fold, split.user_rows, split.history, split.targets, distinct_rows(split.history, data.num_items))
+    seen = distinct_rows(split.history, data.num_items)
+    seen_by = np.repeat(np.arange(len(split.targets)), seen.lengths)
+    repeated = np.zeros(len(split.targets), dtype=bool)
+    repeated[seen_by[split.targets[seen_by] == seen.values]] = True
+    return RankedFold(fold, split.user_rows, split.history, split.targets, seen, seen_by, repeated)
 
 
 def score_blocks(
@@ -70,7 +89,7 @@ def score_blocks(
             scores = score(start, stop)
         if isinstance(scores, Factors):
             shape: tuple[int, ...] = (len(scores.states), len(scores.items))
-            sound = all(bool(torch.isfinite(factor).all()) for factor in scores)
+            sound = bool(torch.isfinite(scores.states.sum() + scores.items.sum()))  # sums propagate what is not finite
         else:
             shape = tuple(scores.shape)
             sound = not torch.isnan(scores.amax())  # amax propagates NaN
@@ -88,22 +107,16 @@ def score_blocks(
             yield start, stop, scores.clone()
 
 
-def seen_pairs(fold: RankedFold, start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows (within the block) and items of all seen items of a block's users, each (pairs,)."""
-    rows = np.repeat(np.arange(stop - start), fold.seen.lengths[start:stop])
-    items = fold.seen.values[fold.seen.offsets[start] : fold.seen.offsets[stop]]
-    return torch.from_numpy(rows).to(device), torch.from_numpy(items).to(device)
-
-
 def full_ranks(scores: Tensor, targets: Tensor, seen: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Ranks among the whole catalogue, seen items masked and unmasked. `scores` are overwritten.
 
-    A masked item is never proposed. A target that the user has seen before is masked too and therefore ranks last.
+    A masked item is never proposed. A target that the user has seen before is masked too and ranks last; that is the
+    caller's to set (`RankedFold.repeated`).
 
     Args:
         scores: (b, I) floats.
         targets: (b,).
-        seen: distinct (row, item) pairs, see `seen_pairs`.
+        seen: distinct (row, item) pairs, see `RankedFold.seen_pairs`.
 
     Returns:
         masked (b,) and unmasked (b,), int64, 0 is the top.
@@ -115,9 +128,7 @@ def full_ranks(scores: Tensor, targets: Tensor, seen: tuple[Tensor, Tensor]) -> 
     # exact below 2^24 items.
     exact = torch.float32 if scores.shape[1] < 2**24 else torch.float64
     unmasked = scores.ge_(wanted).sum(dim=1, dtype=exact).long() - 1  # (b,) without the target itself
-    masked = unmasked - torch.zeros_like(unmasked).index_add_(0, rows, above.to(unmasked.dtype))
-    repeated = torch.zeros_like(unmasked).index_add_(0, rows, (items == targets[rows]).to(unmasked.dtype)) > 0
-    return torch.where(repeated, scores.shape[1] - 1, masked), unmasked
+    return unmasked.index_add(0, rows, above.to(unmasked.dtype), alpha=-1), unmasked
 
 
 def sampled_ranks(scores: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from rl4rec import metrics
 from rl4rec.data.prepared import Fold, PreparedData
-from rl4rec.evaluation.ranking import Scorer, full_ranks, ranked_fold, score_blocks, seen_pairs
+from rl4rec.evaluation.ranking import Scorer, full_ranks, ranked_fold, score_blocks
 
 
 def validate(
@@ -18,14 +18,14 @@ def validate(
         UserError: a score is NaN.
     """
     ranked = ranked_fold(data, fold)
+    targets = torch.from_numpy(ranked.targets)
     parts = []
-    blocks = score_blocks(
-        ranked.block_scorer(scorer), users=len(ranked.targets), num_items=data.num_items, batch_size=batch_size
-    )
-    for start, stop, scores in blocks:
-        targets = torch.from_numpy(ranked.targets[start:stop]).to(scores.device)
-        parts.append(full_ranks(scores, targets, seen_pairs(ranked, start, stop, scores.device))[0].cpu())
-    ranks = torch.cat(parts)
+    for start, stop, scores in score_blocks(
+        ranked.block_scorer(scorer), users=len(targets), num_items=data.num_items, batch_size=batch_size
+    ):
+        seen = ranked.seen_pairs(start, stop, scores.device)
+        parts.append(full_ranks(scores, targets[start:stop].to(scores.device), seen)[0])
+    ranks = torch.cat(parts).cpu().masked_fill(torch.from_numpy(ranked.repeated), data.num_items - 1)
     return {
         f"full/ndcg@{k}": float(metrics.ndcg(ranks, k=k).mean()),
         f"full/hit@{k}": float(metrics.hit_rate(ranks, k=k).mean()),

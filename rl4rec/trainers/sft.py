@@ -18,13 +18,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from rl4rec.cross_entropy import fast_matmul_dtype
+from rl4rec.cross_entropy import IGNORE, NextItemsLoss, fast_matmul_dtype
 from rl4rec.data.prepared import PreparedData, Ragged
 from rl4rec.errors import UserError
 from rl4rec.params import SFTParams
-from rl4rec.policy import IGNORE, SlatePolicy
+from rl4rec.policy import SlatePolicy
 from rl4rec.trainers.callback import MonitorCallback
 from rl4rec.trainers.checkpoints import latest_checkpoint
+from rl4rec.trainers.item_sampler import ItemSampler
 from rl4rec.trainers.monitor import Monitor
 
 
@@ -55,8 +56,12 @@ def train_sft(
     dataset = Dataset.from_dict({"input_ids": cut})
     resume = latest_checkpoint(checkpoints, digest)
     arguments = sft_arguments(params, checkpoints, steps_per_epoch=-(-len(dataset) // _sequences_per_step(params)))
-    policy.matmul_dtype = fast_matmul_dtype(params.precision, arguments.device)
-    policy.label_smoothing = params.label_smoothing
+    policy.next_items_loss = NextItemsLoss(
+        window=params.target_window,
+        decay=params.target_decay,
+        label_smoothing=params.label_smoothing,
+        matmul_dtype=fast_matmul_dtype(params.precision, arguments.device),
+    )
     trainer = SlateSFTTrainer(
         model=policy,
         args=arguments,
@@ -64,6 +69,9 @@ def train_sft(
         processing_class=tokenizer,
         data_collator=next_item_batch,
     )
+    if params.softmax == "sampled":
+        counts = torch.from_numpy(data.item_counts)
+        trainer.sampler = ItemSampler(counts, draws=params.sampled_items, exponent=params.sampling_exponent)
     trainer.remove_callback(PrinterCallback)  # the monitor has the numbers
     trainer.add_callback(
         MonitorCallback(
@@ -85,6 +93,7 @@ class SlateSFTTrainer(SFTTrainer):
     """SFTTrainer with the policy's own loss over item tokens."""
 
     tokens_in_window = 0  # labelled positions since the last log entry
+    sampler: ItemSampler | None = None  # None: softmax over the whole catalogue
 
     def compute_loss(
         self,
@@ -95,7 +104,8 @@ class SlateSFTTrainer(SFTTrainer):
     ) -> Tensor:
         """Mean cross-entropy over the labelled positions of the (accumulated, global) batch."""
         self.tokens_in_window += int((inputs["labels"] != IGNORE).sum())
-        loss: Tensor = model(**inputs, num_items_in_batch=num_items_in_batch).loss
+        sampled = None if self.sampler is None else self.sampler.draw(inputs["labels"].device)
+        loss: Tensor = model(**inputs, num_items_in_batch=num_items_in_batch, sampled=sampled).loss
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
         return loss

@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rl4rec.cross_entropy import IGNORE
 from rl4rec.data.prepared import PreparedData, Ragged
 from rl4rec.params import PolicyParams, SFTParams
-from rl4rec.policy import IGNORE, SlatePolicy
+from rl4rec.policy import SlatePolicy
 from rl4rec.policy_init import create_policy
 from rl4rec.seeding import seed_everything
 from rl4rec.trainers.sft import next_item_batch, train_sft, windows
@@ -48,10 +49,12 @@ def run(
     return rows
 
 
+@pytest.mark.parametrize("changes", [{}, {"target_window": 1}, {"softmax": "sampled", "sampled_items": 16}])
 def test_learns_the_pattern_and_logs_it(
-    tiny_data: PreparedData, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+    tiny_data: PreparedData, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, changes: dict[str, object]
 ) -> None:
-    rows = run(tiny_data, tiny_tokenizer, tmp_path, params=PARAMS.model_copy(update={"num_epochs": 30}))
+    params = PARAMS.model_copy(update={"num_epochs": 30} | changes)
+    rows = run(tiny_data, tiny_tokenizer, tmp_path, params=params)
     validations = [row["valid/full/ndcg@3"] for row in rows if "valid/full/ndcg@3" in row]
     assert max(validations) > 0.7  # chance is below .1
     best = SlatePolicy.from_pretrained(tmp_path / "best").train(False)
@@ -74,8 +77,9 @@ def test_same_seed_same_weights(
     assert not same_weights(tmp_path / "a/best", tmp_path / "c/best")
 
 
+@pytest.mark.parametrize("softmax", ["full", "sampled"])
 def test_resumed_equals_uninterrupted(
-    tiny_data: PreparedData, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+    tiny_data: PreparedData, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, softmax: str
 ) -> None:
     whole = run(tiny_data, tiny_tokenizer, tmp_path / "whole")
     assert raises_interrupted(lambda: run(tiny_data, tiny_tokenizer, tmp_path / "cut", interrupt_at=20))

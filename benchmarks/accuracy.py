@@ -1,0 +1,174 @@
+"""Time to equal accuracy against RecTools' SASRec: `python benchmarks/accuracy.py`.
+
+Both models train on the same prepared data (`data/prepared`; made by `dvc repro prepare` if it is missing), side by
+side, each with one core to itself, and are judged by the same code: NDCG@10 of the full ranking on the validation fold
+after every epoch. RecTools gets the same size of model, the full softmax (its default, and the best of its losses) and
+a time limit; the ratio is our training time until its best NDCG@10 is reached, over its own.
+
+RecTools lives in an environment of its own (`benchmarks/.venv-rectools`, made by the first run). Writes the part
+`accuracy` of `benchmarks/results/sft.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import machine, save
+
+from rl4rec.data.prepared import PreparedData, load_prepared
+from rl4rec.evaluation.validation import validate
+from rl4rec.params import load_params
+from rl4rec.scoring import Factors
+
+ROOT = Path(__file__).parents[1]
+PEER = ROOT / "benchmarks" / "peers"
+VENV = ROOT / "benchmarks" / ".venv-rectools"
+# Size, dropout and learning rate as ours; everything else is RecTools' default.
+RECTOOLS = {
+    "n_blocks": 1, "n_heads": 1, "n_factors": 64, "dropout_rate": 0.35, "session_max_len": 50, "batch_size": 256,
+    "lr": 2e-3, "loss": "softmax", "epochs": 100,
+}  # fmt: skip
+
+Curve = list[dict[str, float]]
+
+
+def peer_python() -> Path:
+    """Python of RecTools' environment."""
+    done = VENV / ".installed"
+    wanted = (PEER / "requirements.txt").read_text(encoding="utf-8")
+    if not done.exists() or done.read_text(encoding="utf-8") != wanted:
+        sys.stderr.write(f"installing RecTools into {VENV.relative_to(ROOT)}\n")
+        venv.create(VENV, with_pip=True, clear=True)
+        pip = [str(VENV / "bin" / "pip"), "install", "-q", "--disable-pip-version-check", "-r"]
+        subprocess.run([*pip, str(PEER / "requirements.txt")], check=True)
+        done.write_text(wanted, encoding="utf-8")
+    return VENV / "bin" / "python"
+
+
+def start(command: list[str], folder: Path, core: int | None) -> subprocess.Popen[bytes]:
+    """Start a process that has one core to itself (`core` None: all of them)."""
+    threads = {} if core is None else {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment = os.environ | threads | {"PYTHONWARNINGS": "ignore"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    if core is not None:
+        os.sched_setaffinity(process.pid, {core})
+    return process
+
+
+def rank_rectools(data: PreparedData, folder: Path) -> Curve:
+    """Our evaluator on what RecTools left after every epoch."""
+    curve = []
+    for path in sorted(folder.glob("epoch-*.npz"), key=lambda p: int(p.stem.split("-")[1])):
+        arrays = np.load(path)
+        curve.append(
+            {"epoch": int(path.stem.split("-")[1]), "seconds": float(arrays["seconds"]), **_ranked(data, arrays)}
+        )
+    return curve
+
+
+def _ranked(data: PreparedData, arrays: Any) -> dict[str, float]:
+    import torch
+
+    states, items = torch.from_numpy(arrays["states"]), torch.from_numpy(arrays["items"])
+    states = states[data.split("valid").user_rows]
+    place = 0
+
+    def next_users(histories: Any) -> Factors:  # the evaluator asks for the users in order
+        nonlocal place
+        place += len(histories)
+        return Factors(states[place - len(histories) : place], items)
+
+    found = validate(next_users, data, k=10)
+    return {"ndcg@10": round(found["full/ndcg@10"], 5), "hit@10": round(found["full/hit@10"], 5)}
+
+
+def ours(folder: Path) -> Curve:
+    """The curve that `pipelines/sft.py` logged."""
+    rows = [json.loads(line) for line in (folder / "logs" / "sft.jsonl").read_text(encoding="utf-8").splitlines()]
+    validated = [row for row in rows if "valid/full/ndcg@10" in row]
+    return [
+        {
+            "epoch": number,
+            "seconds": round(row["seconds"], 1),
+            "ndcg@10": round(row["valid/full/ndcg@10"], 5),
+            "hit@10": round(row["valid/full/hit@10"], 5),
+        }
+        for number, row in enumerate(validated, start=1)
+    ]
+
+
+def best(curve: Curve) -> dict[str, float]:
+    return max(curve, key=lambda row: row["ndcg@10"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0, help="training time that RecTools gets")
+    arguments = parser.parse_args()
+    if not (ROOT / "data" / "prepared" / "stats.json").exists():
+        subprocess.run(["dvc", "repro", "prepare"], cwd=ROOT, check=True)
+    data, params = load_prepared(ROOT / "data" / "prepared"), load_params(ROOT / "params.yaml")
+    python = peer_python()
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    with tempfile.TemporaryDirectory() as temporary:
+        mine, theirs = Path(temporary, "ours"), Path(temporary, "rectools")
+        for folder in (mine, theirs):
+            folder.mkdir()
+        settings = params.model_dump(mode="json")
+        settings["sft"] |= {"eval_every_epochs": 1, "early_stopping_patience": None}
+        settings["tracking"]["enabled"] = False
+        (mine / "params.yaml").write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
+        (mine / "data").mkdir()
+        (mine / "data" / "prepared").symlink_to((ROOT / "data" / "prepared").resolve())
+        train = data.train_sequences()
+        np.savez(theirs / "data.npz", values=train.values, offsets=train.offsets, items=data.num_items)
+        peer = [str(python), str(PEER / "rectools_sasrec.py"), str(theirs / "data.npz"), str(theirs)]
+        commands = {
+            mine: [sys.executable, str(ROOT / "pipelines" / "sft.py")],
+            theirs: [*peer, str(arguments.minutes), json.dumps(RECTOOLS)],
+        }
+        running = {}
+        for number, (folder, command) in enumerate(commands.items()):
+            running[folder] = start(command, folder, cores[number] if len(cores) > 1 else None)
+            if len(cores) < 2:
+                running[folder].wait()
+        while any(process.poll() is None for process in running.values()):
+            time.sleep(1)
+        for folder, process in running.items():
+            if process.returncode:
+                raise SystemExit(f"{folder.name} failed:\n{(folder / 'log').read_text(encoding='utf-8')[-3000:]}")
+        own, other = ours(mine), rank_rectools(data, theirs)
+    goal = best(other)
+    reached = next((row for row in own if row["ndcg@10"] >= goal["ndcg@10"]), None)
+    save(
+        "sft",
+        {
+            "ratio": {
+                "time_to_accuracy_vs_rectools": None
+                if reached is None
+                else round(reached["seconds"] / goal["seconds"], 3)
+            },
+            "accuracy": {
+                "data_hash": data.data_hash,
+                "metric": "validation full/ndcg@10, seen items masked, by rl4rec's evaluator",
+                "rectools": {"settings": RECTOOLS, "best": goal, "still_rising": goal is other[-1], "curve": other},
+                "ours": {"reached_it": reached, "best": best(own), "curve": own},
+                "threads_each": 1 if len(cores) > 1 else machine()["threads"],
+            },
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

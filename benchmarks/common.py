@@ -1,0 +1,134 @@
+"""What the benchmarks share: made-up data, a clock for training steps, variants in processes of their own, results."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
+
+from rl4rec.data.prepared import PreparedData, Ragged
+from rl4rec.data.vocabulary import ITEM_OFFSET
+from rl4rec.params import PolicyParams
+from rl4rec.trainers.monitor import peak_memory_mb
+
+RESULTS = Path(__file__).parent / "results"
+ITEMS, USERS = 12_101, 6_000
+POLICY = PolicyParams(n_layer=1, n_embd=64, n_head=1, dropout=0.2, max_history=50)
+
+Numbers = dict[str, float]
+
+
+def made_up_data(items: int = ITEMS, users: int = USERS) -> PreparedData:
+    """Sequences as long as Beauty's (5 and more, 8.9 on average) over skewed items."""
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(5 + rng.geometric(0.2, users) - 1, 200)
+    rows = [(items * rng.random(length) ** 2).astype(np.int64) for length in lengths]
+    sequences = Ragged.from_rows(rows)
+    return PreparedData(
+        folder=Path("made-up"),
+        users=[str(user) for user in range(users)],
+        item_ids=[f"i{item}" for item in range(items)],
+        item_counts=np.bincount(sequences.values, minlength=items).astype(np.int64),
+        sequences=sequences,
+        stats={"data_hash": "made-up"},
+    )
+
+
+def plain_model(items: int = ITEMS) -> GPT2LMHeadModel:
+    """The same architecture as `POLICY`, as transformers has it."""
+    config = GPT2Config(
+        vocab_size=ITEM_OFFSET + items, n_positions=128, n_embd=64, n_layer=1, n_head=1,
+        resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2, bos_token_id=2, eos_token_id=3, pad_token_id=0,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config)
+
+
+class StepClock(TrainerCallback):
+    """Seconds of every optimizer step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._since = 0.0
+
+    def on_step_begin(self, *_: object, **__: object) -> None:
+        self._since = now()
+
+    def on_step_end(self, *_: object, **__: object) -> None:
+        self.seconds.append(now() - self._since)
+
+
+def now() -> float:
+    """Seconds, with all work on the device done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def median_step(trainer: Trainer, skip: int) -> float:
+    """Median seconds of a step, the first ones left out."""
+    clock = StepClock()
+    trainer.add_callback(clock)
+    trainer.train()
+    return statistics.median(clock.seconds[skip:])
+
+
+def run_variant(work: Callable[[Path], Numbers]) -> None:
+    """In a variant's own process: do the work in a temporary folder, print its numbers and its memory as JSON."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        result = work(Path(folder))
+    before = result.pop("memory_before_mb")
+    result |= {"peak_memory_mb": peak_memory_mb(), "added_memory_mb": round(peak_memory_mb() - before, 1)}
+    sys.stdout.write(json.dumps(result))
+
+
+def medians(script: str, variants: list[str], rounds: int) -> dict[str, Numbers]:
+    """Run each variant in a process of its own, in turns, so that memory is its own and noise hits all alike."""
+    runs: dict[str, list[Numbers]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name in variants:
+            command = [sys.executable, script, "--variant", name]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+            runs[name].append(json.loads(done.stdout))
+    return {
+        name: {key: round(statistics.median(run[key] for run in each), 4) for key in each[0]}
+        for name, each in runs.items()
+    }
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    found: dict[str, object] = {
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if torch.cuda.is_available():
+        found["device"] = torch.cuda.get_device_name()
+    return found
+
+
+def save(name: str, result: Mapping[str, Any]) -> None:
+    """Merge into `results/<name>.json` (`results/gpu-<name>.json` on CUDA), and print the ratios."""
+    path = RESULTS / (f"gpu-{name}.json" if torch.cuda.is_available() else f"{name}.json")
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    whole = old | dict(result) | {"ratio": old.get("ratio", {}) | dict(result.get("ratio", {}))}
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    sys.stdout.write(json.dumps(result.get("ratio", {}), indent=2) + "\n")

@@ -1,0 +1,158 @@
+"""Speed and memory of RL against stock TRL on the same model and data: `python benchmarks/rl.py`.
+
+A GPT-2 of one layer, width 64, over 12,101 made-up items (the size of Amazon Beauty). Each variant runs in a process of
+its own, in turns, so that peak memory is its own and a busy machine slows all alike; medians over rounds.
+
+- GRPO: our step against TRL's GRPOTrainer as it comes (generates item tokens one by one), slates of 10.
+- Rollouts: slates from one forward pass against the same policy's autoregressive route.
+- PPO: our step (no peer: TRL removed its PPOTrainer), for the cost of a step against GRPO's.
+
+Writes `benchmarks/results/rl.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from common import POLICY, Numbers, machine, made_up_data, median_step, medians, plain_model, run_variant, save
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from trl import GRPOConfig, GRPOTrainer
+
+from rl4rec.data.prepared import PreparedData
+from rl4rec.data.vocabulary import ITEM_OFFSET, build_tokenizer
+from rl4rec.params import CandidateParams, GRPOParams, PPOParams, RLParams
+from rl4rec.policy import SlatePolicy
+from rl4rec.policy_init import create_policy
+from rl4rec.rl.prompts import PromptSet
+from rl4rec.trainers.grpo import build_grpo
+from rl4rec.trainers.monitor import Monitor, peak_memory_mb
+from rl4rec.trainers.ppo import PPOTrainer
+
+SLATE = 10
+
+
+def rl_settings(**changes: object) -> RLParams:
+    values: dict[str, object] = {
+        "k": SLATE,
+        "candidates": CandidateParams(negatives=500),
+        "eval_every": 10_000,
+        "logging_steps": 10_000,
+        "grpo": GRPOParams(batch_size=64, num_sample_generations=16, max_steps=12),
+        "ppo": PPOParams(batch_size=1024, mini_batch_size=512, ppo_epochs=2, max_steps=12),
+    }
+    return RLParams.model_validate(values | changes)
+
+
+def warm_start(data: PreparedData, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    policy, _ = create_policy(POLICY, data.item_ids, tokenizer)
+    policy.save_pretrained(folder / "start")
+    return folder / "start"
+
+
+def silent_monitor(folder: Path) -> Monitor:
+    return Monitor(validate=lambda _: {"none": 0.0}, metric="none", report=lambda _: None, best_folder=folder / "best")
+
+
+def grpo_ours(data: PreparedData, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Numbers:
+    start = warm_start(data, tokenizer, folder)
+    trainer = build_grpo(start, tokenizer, data, rl_settings(), silent_monitor(folder), checkpoints=folder / "ck")
+    return {"slates_per_s": 64 * 16 / median_step(trainer, 3)}
+
+
+def grpo_trl(data: PreparedData, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Numbers:
+    prompts = PromptSet(data, max_history=50, seed=0).visit(0, 64)
+    texts = [tokenizer.decode((history + ITEM_OFFSET).tolist()) for history in prompts.histories]
+    targets = [ITEM_OFFSET + int(target) for target in prompts.targets]
+    arguments = GRPOConfig(
+        output_dir=str(folder), per_device_train_batch_size=8 * 16, num_generations=16, max_completion_length=SLATE,
+        max_steps=3, learning_rate=5e-4, bf16=False, activation_checkpointing=False, report_to="none",
+        save_strategy="no", disable_tqdm=True, logging_strategy="no",
+    )  # fmt: skip
+
+    def hit(completion_ids: list[list[int]], target: list[int], **_: object) -> list[float | None]:
+        return [float(t in ids) for ids, t in zip(completion_ids, target, strict=True)]
+
+    trainer = GRPOTrainer(
+        model=plain_model(), reward_funcs=[hit], args=arguments, processing_class=tokenizer,
+        train_dataset=Dataset.from_dict({"prompt": texts, "target": targets}),
+    )  # fmt: skip
+    return {"slates_per_s": 8 * 16 / median_step(trainer, 1)}
+
+
+def ppo_ours(data: PreparedData, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Numbers:
+    policy = SlatePolicy.from_pretrained(warm_start(data, tokenizer, folder))
+    trainer = PPOTrainer(policy, data, rl_settings(), silent_monitor(folder), folder / "ck")
+    seconds = []
+    for step in range(8):
+        since = time.perf_counter()
+        rollout, _ = trainer.rollout(step, measure_kl=False)
+        trainer.update(rollout, step)
+        seconds.append(time.perf_counter() - since)
+    return {"slates_per_s": 1024 / statistics.median(seconds[2:])}
+
+
+def rollouts(generation: str, num_slates: int) -> Callable[..., Numbers]:
+    def run(data: PreparedData, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Numbers:
+        policy, _ = create_policy(POLICY.model_copy(update={"generation": generation}), data.item_ids, tokenizer)
+        histories = policy.pad_histories(PromptSet(data, max_history=50, seed=0).visit(0, 32).histories)
+        support = policy.support(histories)
+        seconds = []
+        for _ in range(5):
+            since = time.perf_counter()
+            policy.sample(histories, support, num_slates=num_slates, k=SLATE)
+            seconds.append(time.perf_counter() - since)
+        return {"slates_per_s": 32 * num_slates / statistics.median(seconds[1:])}
+
+    return run
+
+
+VARIANTS: dict[str, Callable[[PreparedData, PreTrainedTokenizerBase, Path], Numbers]] = {
+    "grpo": grpo_ours,
+    "grpo_trl": grpo_trl,
+    "ppo": ppo_ours,
+    "rollouts": rollouts("slate", 16),
+    "rollouts_autoregressive": rollouts("autoregressive", 16),
+}
+
+
+def variant(name: str, folder: Path) -> Numbers:
+    data = made_up_data()
+    tokenizer = build_tokenizer(data.item_ids)
+    before = peak_memory_mb()
+    return VARIANTS[name](data, tokenizer, folder) | {"memory_before_mb": before}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", choices=list(VARIANTS), help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    if arguments.variant:
+        run_variant(lambda folder: variant(arguments.variant, folder))
+        return
+    found = medians(__file__, list(VARIANTS), arguments.rounds)
+    speed = {name: values["slates_per_s"] for name, values in found.items()}
+    save(
+        "rl",
+        {
+            "ratio": {
+                "grpo_slates_per_s_vs_trl": round(speed["grpo"] / speed["grpo_trl"], 1),
+                "rollout_slates_per_s_vs_autoregressive": round(
+                    speed["rollouts"] / speed["rollouts_autoregressive"], 1
+                ),
+                "grpo_slates_per_s_vs_ppo": round(speed["grpo"] / speed["ppo"], 2),
+            },
+            "median": found,
+            "rounds": arguments.rounds,
+            "machine": machine(),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Speed and memory of an SFT step: `python benchmarks/sft.py`.
+
+- Against TRL's SFTTrainer as it comes, on the same model (GPT-2 of one layer, width 64) and the same made-up data of
+  Amazon Beauty's size (12,101 items). Memory is what training adds to the loaded process.
+- How a step grows with the catalogue (12 thousand to a million items, full and sampled softmax) and with the width.
+
+Each variant runs in a process of its own, in turns; medians over rounds. Writes `benchmarks/results/sft.json` and
+`docs/figures/sft_growth.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from common import ITEMS, POLICY, Numbers, machine, made_up_data, median_step, medians, plain_model, run_variant, save
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from rl4rec.cross_entropy import NextItemsLoss, fast_matmul_dtype
+from rl4rec.data.prepared import PreparedData
+from rl4rec.data.vocabulary import ITEM_OFFSET, build_tokenizer
+from rl4rec.params import SFTParams
+from rl4rec.policy_init import create_policy
+from rl4rec.trainers.item_sampler import ItemSampler
+from rl4rec.trainers.monitor import peak_memory_mb
+from rl4rec.trainers.sft import SlateSFTTrainer, next_item_batch, sft_arguments, windows
+
+FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "sft_growth.png"
+SFT = SFTParams(batch_size=256)
+CATALOGUES = (12_101, 100_000, 1_000_000)
+WIDTHS = (64, 128, 256, 512)
+
+
+def sequences(data: PreparedData) -> list[list[int]]:
+    cut = windows(data.train_sequences(), POLICY.max_history + 1)
+    np.random.default_rng(0).shuffle(cut)
+    return cut
+
+
+def ours(folder: Path, *, items: int = ITEMS, width: int = 64, softmax: str = "full", steps: int = 24) -> Numbers:
+    data = made_up_data(items)
+    tokenizer = build_tokenizer(data.item_ids[:10])  # the trainer only asks for its padding token
+    before = peak_memory_mb()
+    policy, _ = create_policy(POLICY.model_copy(update={"n_embd": width}), data.item_ids, tokenizer)
+    cut = sequences(data)
+    arguments = sft_arguments(SFT.model_copy(update={"max_steps": steps}), folder, steps_per_epoch=1000)
+    policy.next_items_loss = NextItemsLoss(
+        window=SFT.target_window,
+        decay=SFT.target_decay,
+        label_smoothing=SFT.label_smoothing if softmax == "full" else 0.0,
+        matmul_dtype=fast_matmul_dtype(SFT.precision, arguments.device),
+    )
+    trainer = SlateSFTTrainer(
+        model=policy, args=arguments, train_dataset=Dataset.from_dict({"input_ids": cut}), processing_class=tokenizer,
+        data_collator=next_item_batch,
+    )  # fmt: skip
+    if softmax == "sampled":
+        counts = torch.from_numpy(data.item_counts)
+        trainer.sampler = ItemSampler(counts, draws=SFT.sampled_items, exponent=SFT.sampling_exponent)
+    arguments.save_strategy = "no"
+    seconds = median_step(trainer, steps // 4)
+    tokens = 256 * np.mean([len(row) - 1 for row in cut])
+    return {"tokens_per_s": float(tokens / seconds), "step_s": seconds, "memory_before_mb": before}
+
+
+def trl(folder: Path) -> Numbers:
+    data = made_up_data()
+    tokenizer = build_tokenizer(data.item_ids)
+    before = peak_memory_mb()
+    cut = sequences(data)
+    rows = [[item + ITEM_OFFSET for item in row] for row in cut]
+    arguments = SFTConfig(
+        output_dir=str(folder), per_device_train_batch_size=256, max_steps=8, learning_rate=2e-3, bf16=False,
+        activation_checkpointing=False, report_to="none", save_strategy="no", disable_tqdm=True, max_length=64,
+        logging_strategy="no",
+    )  # fmt: skip
+    trainer = SFTTrainer(
+        model=plain_model(), args=arguments, train_dataset=Dataset.from_dict({"input_ids": rows}),
+        processing_class=tokenizer,
+    )  # fmt: skip
+    seconds = median_step(trainer, 2)
+    tokens = 256 * np.mean([len(row) - 1 for row in cut])
+    return {"tokens_per_s": float(tokens / seconds), "step_s": seconds, "memory_before_mb": before}
+
+
+def grown(name: str, folder: Path) -> Numbers:
+    """Our step at `items:width:softmax`."""
+    items, width, softmax = name.split(":")
+    return ours(folder, items=int(items), width=int(width), softmax=softmax, steps=5 if int(items) > 500_000 else 10)
+
+
+def plot(growth: dict[str, Numbers]) -> None:
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for softmax, marker in (("full", "o"), ("sampled", "s")):
+        times = [growth[f"{items}:64:{softmax}"]["step_s"] for items in CATALOGUES]
+        left.plot(CATALOGUES, times, marker=marker, label=f"{softmax} softmax")
+        times = [growth[f"{ITEMS}:{width}:{softmax}"]["step_s"] for width in WIDTHS]
+        right.plot(WIDTHS, times, marker=marker, label=f"{softmax} softmax")
+    left.set(xscale="log", yscale="log", xlabel="items in the catalogue (width 64)", ylabel="seconds a step")
+    right.set(xscale="log", yscale="log", xlabel="width (12,101 items)", xticks=WIDTHS, xticklabels=WIDTHS)
+    right.minorticks_off()
+    for axes in (left, right):
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(frameon=False)
+    FIGURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(FIGURE, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    if arguments.variant:
+        named = {"ours": ours, "trl": trl}
+        run_variant(lambda folder: named.get(arguments.variant, lambda f: grown(arguments.variant, f))(folder))
+        return
+    step = medians(__file__, ["ours", "trl"], arguments.rounds)
+    grid = {f"{items}:64:{softmax}" for items in CATALOGUES for softmax in ("full", "sampled")}
+    grid |= {f"{ITEMS}:{width}:{softmax}" for width in WIDTHS for softmax in ("full", "sampled")}
+    growth = medians(__file__, sorted(grid), 1)
+    plot(growth)
+    largest = growth[f"{CATALOGUES[-1]}:64:sampled"]
+    save(
+        "sft",
+        {
+            "ratio": {
+                "tokens_per_s_vs_plain": round(step["ours"]["tokens_per_s"] / step["trl"]["tokens_per_s"], 2),
+                "memory_vs_plain": round(step["ours"]["added_memory_mb"] / step["trl"]["added_memory_mb"], 3),
+            },
+            "step": step,
+            "growth_by_items_width_softmax": growth,
+            "peak_memory_gb_at_a_million_items": round(largest["peak_memory_mb"] / 1024, 2),
+            "rounds": arguments.rounds,
+            "machine": machine(),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
