@@ -51,7 +51,7 @@ def ours(folder: Path, *, items: int = ITEMS, width: int = 64, softmax: str = "f
     policy.next_items_loss = NextItemsLoss(
         window=SFT.target_window,
         decay=SFT.target_decay,
-        label_smoothing=SFT.label_smoothing if softmax == "full" else 0.0,
+        label_smoothing=SFT.label_smoothing,
         matmul_dtype=fast_matmul_dtype(SFT.precision, arguments.device),
     )
     trainer = SlateSFTTrainer(

@@ -57,11 +57,37 @@ class NextItemsLoss:
         items = torch.where(there, following, following[:, :1])
         return Targets(items, weights / weights.sum(1, keepdim=True))
 
-    def __call__(self, hidden: Tensor, weight: Tensor, following: Tensor, sampled: SampledItems | None) -> Tensor:
-        """Summed loss of n positions: hidden (n, d), weight (items, d), following (n, window); () float32."""
+    def __call__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        following: Tensor,
+        sampled: SampledItems | None = None,
+        *,
+        unit_rows: bool = False,
+    ) -> Tensor:
+        """Summed loss of n positions, () float32.
+
+        Args:
+            hidden: (n, d).
+            weight: (items, d) output embeddings.
+            following: (n, window), see `following`.
+            sampled: estimate the softmax's sum from these items.
+            unit_rows: bring the rows of `weight` to unit length first.
+        """
         targets = self.targets(following)
         if sampled is not None:
-            return sampled_cross_entropy(hidden, weight, targets, sampled, matmul_dtype=self.matmul_dtype)
+            return sampled_cross_entropy(
+                hidden,
+                weight,
+                targets,
+                sampled,
+                label_smoothing=self.label_smoothing,
+                unit_rows=unit_rows,
+                matmul_dtype=self.matmul_dtype,
+            )
+        if unit_rows:
+            weight = torch.nn.functional.normalize(weight, dim=-1)
         return linear_cross_entropy(
             hidden, weight, targets, label_smoothing=self.label_smoothing, matmul_dtype=self.matmul_dtype
         )
@@ -171,6 +197,8 @@ def sampled_cross_entropy(
     targets: Targets,
     sampled: SampledItems,
     *,
+    label_smoothing: float = 0.0,
+    unit_rows: bool = False,
     matmul_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Sum over rows of the cross-entropy against the targets, with the softmax's sum over the catalogue estimated.
@@ -184,6 +212,8 @@ def sampled_cross_entropy(
         weight: (items, d) output embeddings.
         targets: of the n rows.
         sampled: draws from all items.
+        label_smoothing: mass spread evenly over all items; their mean logit is estimated from the draws too.
+        unit_rows: bring the picked rows of `weight` to unit length first.
         matmul_dtype: type of the matrix products' inputs.
 
     Returns:
@@ -191,17 +221,23 @@ def sampled_cross_entropy(
     """
     rows, width = targets.items.shape
     picked = torch.nn.functional.embedding(torch.cat([targets.items.flatten(), sampled.items]), weight)
+    if unit_rows:
+        picked = torch.nn.functional.normalize(picked, dim=-1)
     own = picked[: rows * width].view(rows, width, -1)  # (n, m, d)
     others = picked[rows * width :]  # (s, d)
     target_logits = (hidden.unsqueeze(1) * own).sum(-1).float()  # (n, m)
-    logits = (hidden.to(matmul_dtype) @ others.to(matmul_dtype).T).float() - sampled.expected.log()  # (n, s)
+    logits = (hidden.to(matmul_dtype) @ others.to(matmul_dtype).T).float()  # (n, s)
     drawn_target = (sampled.items == targets.items.unsqueeze(2)).any(1)  # (n, s)
     # A target that a row has twice, and the filling of short rows, belong to the sum once.
     earlier = (targets.items.unsqueeze(2) == targets.items.unsqueeze(1)).tril(-1).any(2)  # (n, m)
-    in_sum = torch.cat(
-        [target_logits.masked_fill(earlier, -torch.inf), logits.masked_fill(drawn_target, -torch.inf)], 1
-    )
-    loss: Tensor = torch.logsumexp(in_sum, 1).sum() - (targets.weights * target_logits).sum()
+    summands = [
+        target_logits.masked_fill(earlier, -torch.inf),
+        (logits - sampled.expected.log()).masked_fill(drawn_target, -torch.inf),
+    ]
+    wanted = (targets.weights * target_logits).sum()
+    loss: Tensor = torch.logsumexp(torch.cat(summands, 1), 1).sum() - (1.0 - label_smoothing) * wanted
+    if label_smoothing:
+        loss = loss - label_smoothing * (logits @ sampled.expected.reciprocal()).sum() / len(weight)
     return loss
 
 

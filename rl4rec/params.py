@@ -102,6 +102,8 @@ class PolicyParams(Section):
     n_embd: Annotated[Int, Field(ge=4, le=8192)] = 64
     n_head: Annotated[Int, Field(ge=1, le=128)] = 1
     dropout: Probability = 0.35
+    score: Literal["cosine", "dot"] = "cosine"
+    score_temperature: Annotated[Float, Field(gt=0, le=100)] = 0.07
     max_history: Annotated[Int, Field(ge=1, le=1024)] = 50
     mask_seen: bool = True
 
@@ -129,9 +131,9 @@ class SFTParams(Section):
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: Annotated[Int, Field(ge=0)] = 0
     max_grad_norm: Annotated[Float, Field(gt=0)] = 1.0
-    label_smoothing: Probability = 0.0
+    label_smoothing: Probability = 0.1
     target_window: Annotated[Int, Field(ge=1, le=100)] = 3
-    target_decay: Rate = 0.5
+    target_decay: Rate = 0.3
     softmax: Literal["full", "sampled"] = "full"
     sampled_items: Positive = 4096
     sampling_exponent: Annotated[Float, Field(ge=0, le=2)] = 0.5
@@ -140,12 +142,6 @@ class SFTParams(Section):
     logging_steps: Positive = 50
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: Seed = 0
-
-    @model_validator(mode="after")
-    def _smoothing_needs_the_catalogue(self) -> Self:
-        if self.softmax == "sampled" and self.label_smoothing > 0:
-            raise ValueError("label_smoothing needs `softmax: full`: it spreads mass over the whole catalogue")
-        return self
 
 
 # --- rl ------------------------------------------------------------------------------------------

@@ -37,6 +37,8 @@ class SlatePolicyConfig(PreTrainedConfig):
         max_history: int = 50,
         mask_seen: bool = True,
         generation: str = "slate",
+        score: str = "dot",
+        score_temperature: float = 1.0,
         **kwargs: Any,
     ) -> None:
         self.lm_config = lm_config or {}
@@ -45,6 +47,8 @@ class SlatePolicyConfig(PreTrainedConfig):
         self.max_history = max_history
         self.mask_seen = mask_seen
         self.generation = generation
+        self.score = score  # of state and item embedding: dot | cosine
+        self.score_temperature = score_temperature  # of cosines
         super().__init__(**kwargs)
 
 
@@ -98,11 +102,21 @@ class SlatePolicy(PreTrainedModel):
         """Size of the catalogue, I."""
         return int(self.config.num_items)
 
-    def item_weight(self) -> Tensor:
-        """Output embeddings of the items, (I, d)."""
+    def item_embeddings(self) -> Tensor:
+        """Output embeddings of the items as they are stored, (I, d)."""
         offset = self.config.item_offset
         weight: Tensor = self.lm.get_output_embeddings().weight
         return weight[offset : offset + self.num_items]
+
+    def item_weight(self) -> Tensor:
+        """What prompt states are multiplied with for the items' scores, (I, d)."""
+        return self._directions(self.item_embeddings())
+
+    def _directions(self, vectors: Tensor) -> Tensor:
+        """Vectors (.., d) as they enter a score: of unit length if scores are cosines."""
+        if self.config.score == "cosine":
+            return torch.nn.functional.normalize(vectors, dim=-1)
+        return vectors
 
     # --- reading histories -----------------------------------------------------------------------
 
@@ -111,10 +125,12 @@ class SlatePolicy(PreTrainedModel):
         return pad_histories(histories, max_history=self.config.max_history, device=self.device)
 
     def hidden_states(self, items: Tensor) -> Tensor:
-        """Backbone states at every position, (b, l, d), for right-padded item indices (b, l) with -1 as padding."""
+        """States at every position, (b, l, d), for right-padded item indices (b, l) with -1 as padding."""
         tokens = items.clamp_min(0) + self.config.item_offset
         output = self.lm.base_model(input_ids=tokens, use_cache=False)
         states: Tensor = output.last_hidden_state
+        if self.config.score == "cosine":
+            states = self._directions(states) / self.config.score_temperature
         return states
 
     def prompt_states(self, histories: Histories) -> Tensor:
@@ -132,17 +148,16 @@ class SlatePolicy(PreTrainedModel):
 
     def candidate_scores(self, states: Tensor, support: Support) -> Tensor:
         """Scores of the candidates, (b, c), or (b, n, c) for states (b, n, d)."""
-        weight = self.item_weight()
         if support.items is None:
-            return states @ weight.T
+            return states @ self.item_weight().T
         index = support.items.clamp_max(self.num_items - 1)
         # Scoring the catalogue and picking columns beats gathering rows of embeddings while it is small.
         if self.num_items <= 16 * index.shape[1]:
-            scores = states @ weight.T
+            scores = states @ self.item_weight().T
             if scores.dim() == 3:
                 index = index.unsqueeze(1).expand(-1, scores.shape[1], -1)
             return scores.gather(-1, index)
-        rows = weight[index]  # (b, c, d)
+        rows = self._directions(self.item_embeddings()[index])  # (b, c, d)
         if states.dim() == 3:
             return states @ rows.transpose(1, 2)
         return torch.einsum("bd,bcd->bc", states, rows)
@@ -186,7 +201,13 @@ class SlatePolicy(PreTrainedModel):
                 labelled = labels[rows, :width] != IGNORE
                 hidden.append(self.hidden_states(input_ids[rows, :width])[labelled])
                 expected.append(following[rows, :width][labelled])
-            total = self.next_items_loss(torch.cat(hidden), self.item_weight(), torch.cat(expected), sampled)
+            total = self.next_items_loss(
+                torch.cat(hidden),
+                self.item_embeddings(),
+                torch.cat(expected),
+                sampled,
+                unit_rows=self.config.score == "cosine",
+            )
             count = (labels != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
             return SlatePolicyOutput(loss=total / count)
 

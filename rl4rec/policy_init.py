@@ -102,6 +102,8 @@ def _wrap(lm: PreTrainedModel, params: PolicyParams, num_items: int, item_offset
         max_history=params.max_history,
         mask_seen=params.mask_seen,
         generation=params.generation,
+        score=params.score,
+        score_temperature=params.score_temperature,
         pad_token_id=lm.config.pad_token_id,
         bos_token_id=lm.config.bos_token_id,
         eos_token_id=lm.config.eos_token_id,

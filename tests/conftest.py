@@ -41,11 +41,15 @@ def tiny_tokenizer(tiny_data: PreparedData) -> PreTrainedTokenizerBase:
     return build_tokenizer(tiny_data.item_ids)
 
 
-@pytest.fixture
-def tiny_policy(tiny_data: PreparedData, tiny_tokenizer: PreTrainedTokenizerBase) -> SlatePolicy:
+@pytest.fixture(params=["cosine", "dot"])
+def tiny_policy(
+    request: pytest.FixtureRequest, tiny_data: PreparedData, tiny_tokenizer: PreTrainedTokenizerBase
+) -> SlatePolicy:
     """An untrained two-layer policy without dropout, with weights large enough to have opinions."""
     torch.manual_seed(0)
-    params = PolicyParams(n_layer=2, n_embd=16, n_head=2, dropout=0.0, max_history=8)
+    params = PolicyParams(
+        n_layer=2, n_embd=16, n_head=2, dropout=0.0, max_history=8, score=request.param, score_temperature=0.5
+    )
     policy, _ = create_policy(params, tiny_data.item_ids, tiny_tokenizer)
     with torch.no_grad():
         for parameter in policy.parameters():

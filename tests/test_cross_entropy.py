@@ -110,6 +110,23 @@ def test_every_item_drawn_as_expected_gives_the_full_softmax() -> None:
     torch.testing.assert_close(estimated, true)
 
 
+@pytest.mark.parametrize("unit_rows", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_sampled_and_full_loss_agree_when_every_item_is_drawn_as_expected(unit_rows: bool, smoothing: float) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(6, 4), torch.randn(13, 4)
+    following = torch.tensor([[1, 5], [2, 2], [0, IGNORE], [12, 3], [7, 7], [4, IGNORE]])
+    loss = NextItemsLoss(window=2, decay=0.4, label_smoothing=smoothing)
+    twice = SampledItems(torch.arange(13).repeat(2), torch.full((26,), 2.0))
+    sampled, full = (loss(hidden, weight, following, draws, unit_rows=unit_rows) for draws in (twice, None))
+    assert sampled.item() == pytest.approx(full.item(), rel=1e-5)
+    rows = torch.nn.functional.normalize(weight, dim=1) if unit_rows else weight
+    items, weights = loss.targets(following)
+    wanted = torch.zeros(6, 13).scatter_add_(1, items, weights)
+    plain = torch.nn.functional.cross_entropy(hidden @ rows.T, wanted, label_smoothing=smoothing, reduction="sum")
+    assert full.item() == pytest.approx(plain.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
 def test_the_sampled_sum_is_unbiased(exponent: float) -> None:
     torch.manual_seed(0)

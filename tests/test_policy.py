@@ -49,6 +49,7 @@ def test_slates_are_distinct_unseen_and_among_the_candidates(policy: SlatePolicy
 
 
 def test_autoregressive_log_probs_are_those_of_the_language_model_step_by_step(tiny_policy: SlatePolicy) -> None:
+    tiny_policy.config.score = "dot"  # the language model's own
     tiny_policy.config.generation = "autoregressive"
     history, slate = [1, 2, 3], [7, 20, 5]
     histories = tiny_policy.pad_histories([np.array(history)])
@@ -120,6 +121,18 @@ def test_scores_by_gathered_rows_equal_scores_by_the_whole_catalogue(tiny_policy
         assert torch.allclose(scores, whole.gather(1, support.items), atol=1e-5)
 
 
+def test_cosine_scores_are_cosines_over_the_temperature(tiny_policy: SlatePolicy) -> None:
+    tiny_policy.config.score = "dot"
+    states, items = tiny_policy.factors(HISTORIES)
+    tiny_policy.config.score, tiny_policy.config.score_temperature = "cosine", 0.1
+    expected = torch.nn.functional.cosine_similarity(states[:, None], items[None], dim=-1) / 0.1
+    assert torch.allclose(tiny_policy.scores(HISTORIES), expected, atol=1e-5)
+    labels = torch.tensor([[2, 3, 9]])
+    output = tiny_policy(input_ids=torch.tensor([[1, 2, 3]]), labels=labels)
+    scores = torch.cat([tiny_policy.scores([np.arange(1, end)]) for end in (2, 3, 4)])
+    assert output.loss.item() == pytest.approx(torch.nn.functional.cross_entropy(scores, labels[0]).item(), abs=1e-5)
+
+
 def test_supervised_term_is_the_cross_entropy_on_the_support(tiny_policy: SlatePolicy) -> None:
     histories = tiny_policy.pad_histories([np.array([1, 2])])
     candidates = torch.tensor([[3, 8, 9]])
@@ -129,6 +142,7 @@ def test_supervised_term_is_the_cross_entropy_on_the_support(tiny_policy: SlateP
 
 
 def test_sft_loss_is_the_language_models_own_restricted_to_items(tiny_policy: SlatePolicy) -> None:
+    tiny_policy.config.score = "dot"  # the language model's own
     inputs = torch.tensor([[1, 2, 3], [4, 5, -1]])
     labels = torch.tensor([[2, 3, 9], [5, 6, IGNORE]])
     loss = tiny_policy(input_ids=inputs, labels=labels).loss

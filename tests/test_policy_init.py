@@ -20,7 +20,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_item_tokens_are_added_and_scored(checkpoint: Path, tiny_data: PreparedData, tmp_path: Path) -> None:
-    params = PolicyParams(init="pretrained", model_name=str(checkpoint), max_history=8)
+    params = PolicyParams(init="pretrained", model_name=str(checkpoint), max_history=8, score="dot")
     policy, tokenizer = create_policy(params, tiny_data.item_ids, build := text_tokenizer())
     assert tokenizer is not build
     offset = policy.config.item_offset
