@@ -13,24 +13,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import time
 import venv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import machine, save
+import torch
+from common import ROOT, finish, own_cores, pipeline_folder, save, start
 
-from rl4rec.data.prepared import PreparedData, load_prepared
+from rl4rec.data.prepared import PreparedData
 from rl4rec.evaluation.validation import validate
-from rl4rec.params import load_params
 from rl4rec.scoring import Factors
 
-ROOT = Path(__file__).parents[1]
 PEER = ROOT / "benchmarks" / "peers"
 VENV = ROOT / "benchmarks" / ".venv-rectools"
 # Size, dropout and learning rate as ours; everything else is RecTools' default.
@@ -55,17 +52,6 @@ def peer_python() -> Path:
     return VENV / "bin" / "python"
 
 
-def start(command: list[str], folder: Path, core: int | None) -> subprocess.Popen[bytes]:
-    """Start a process that has one core to itself (`core` None: all of them)."""
-    threads = {} if core is None else {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    environment = os.environ | threads | {"PYTHONWARNINGS": "ignore"}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-    if core is not None:
-        os.sched_setaffinity(process.pid, {core})
-    return process
-
-
 def rank_rectools(data: PreparedData, folder: Path) -> Curve:
     """Our evaluator on what RecTools left after every epoch."""
     curve = []
@@ -78,8 +64,6 @@ def rank_rectools(data: PreparedData, folder: Path) -> Curve:
 
 
 def _ranked(data: PreparedData, arrays: Any) -> dict[str, float]:
-    import torch
-
     states, items = torch.from_numpy(arrays["states"]), torch.from_numpy(arrays["items"])
     states = states[data.split("valid").user_rows]
     place = 0
@@ -116,38 +100,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0, help="training time that RecTools gets")
     arguments = parser.parse_args()
-    if not (ROOT / "data" / "prepared" / "stats.json").exists():
-        subprocess.run(["dvc", "repro", "prepare"], cwd=ROOT, check=True)
-    data, params = load_prepared(ROOT / "data" / "prepared"), load_params(ROOT / "params.yaml")
-    python = peer_python()
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    python, cores = peer_python(), own_cores()
     with tempfile.TemporaryDirectory() as temporary:
         mine, theirs = Path(temporary, "ours"), Path(temporary, "rectools")
-        for folder in (mine, theirs):
-            folder.mkdir()
-        settings = params.model_dump(mode="json")
-        settings["sft"] |= {"eval_every_epochs": 1, "early_stopping_patience": None}
-        settings["tracking"]["enabled"] = False
-        (mine / "params.yaml").write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
-        (mine / "data").mkdir()
-        (mine / "data" / "prepared").symlink_to((ROOT / "data" / "prepared").resolve())
+        data = pipeline_folder(mine, eval_every_epochs=1, early_stopping_patience=None)
+        theirs.mkdir()
         train = data.train_sequences()
         np.savez(theirs / "data.npz", values=train.values, offsets=train.offsets, items=data.num_items)
-        peer = [str(python), str(PEER / "rectools_sasrec.py"), str(theirs / "data.npz"), str(theirs)]
-        commands = {
-            mine: [sys.executable, str(ROOT / "pipelines" / "sft.py")],
-            theirs: [*peer, str(arguments.minutes), json.dumps(RECTOOLS)],
-        }
-        running = {}
-        for number, (folder, command) in enumerate(commands.items()):
-            running[folder] = start(command, folder, cores[number] if len(cores) > 1 else None)
-            if len(cores) < 2:
-                running[folder].wait()
-        while any(process.poll() is None for process in running.values()):
-            time.sleep(1)
-        for folder, process in running.items():
-            if process.returncode:
-                raise SystemExit(f"{folder.name} failed:\n{(folder / 'log').read_text(encoding='utf-8')[-3000:]}")
+        peer = [str(python), "-W", "ignore", str(PEER / "rectools_sasrec.py"), str(theirs / "data.npz"), str(theirs)]
+        first = start([sys.executable, str(ROOT / "pipelines" / "sft.py")], mine, cores[0])
+        if len(cores) == 1:
+            finish(first, mine)
+        second = start([*peer, str(arguments.minutes), json.dumps(RECTOOLS)], theirs, cores[-1])
+        finish(first, mine)
+        finish(second, theirs)
         own, other = ours(mine), rank_rectools(data, theirs)
     goal = best(other)
     reached = next((row for row in own if row["ndcg@10"] >= goal["ndcg@10"]), None)
@@ -164,7 +130,7 @@ def main() -> None:
                 "metric": "validation full/ndcg@10, seen items masked, by rl4rec's evaluator",
                 "rectools": {"settings": RECTOOLS, "best": goal, "still_rising": goal is other[-1], "curve": other},
                 "ours": {"reached_it": reached, "best": best(own), "curve": own},
-                "threads_each": 1 if len(cores) > 1 else machine()["threads"],
+                "threads_each": 1 if len(cores) > 1 else torch.get_num_threads(),
             },
         },
     )

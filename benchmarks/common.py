@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
 
-from rl4rec.data.prepared import PreparedData, Ragged
+from rl4rec.data.prepared import PreparedData, Ragged, load_prepared
 from rl4rec.data.vocabulary import ITEM_OFFSET
-from rl4rec.params import PolicyParams
+from rl4rec.params import PolicyParams, load_params
 from rl4rec.trainers.monitor import peak_memory_mb
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 ITEMS, USERS = 12_101, 6_000
 POLICY = PolicyParams(n_layer=1, n_embd=64, n_head=1, dropout=0.2, max_history=50)
 
@@ -109,6 +110,43 @@ def medians(script: str, variants: list[str], rounds: int) -> dict[str, Numbers]
         name: {key: round(statistics.median(run[key] for run in each), 4) for key in each[0]}
         for name, each in runs.items()
     }
+
+
+def pipeline_folder(folder: Path, **sft: object) -> PreparedData:
+    """A folder to run stage scripts in: the project's settings with some of `sft` changed, and its prepared data."""
+    prepared = ROOT / "data" / "prepared"
+    if not (prepared / "stats.json").exists():
+        subprocess.run(["dvc", "repro", "prepare"], cwd=ROOT, check=True)
+    settings = load_params(ROOT / "params.yaml").model_dump(mode="json")
+    settings["sft"] |= sft
+    settings["tracking"]["enabled"] = False
+    folder.mkdir(parents=True)
+    (folder / "params.yaml").write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
+    (folder / "data").mkdir()
+    (folder / "data" / "prepared").symlink_to(prepared)
+    return load_prepared(prepared)
+
+
+def start(command: list[str], folder: Path, core: int | None) -> subprocess.Popen[bytes]:
+    """Start a process in a folder, with one core to itself (`core` None: with all of them)."""
+    threads = {} if core is None else {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(command, cwd=folder, env=os.environ | threads, stdout=log, stderr=log)
+    if core is not None:
+        os.sched_setaffinity(process.pid, {core})
+    return process
+
+
+def finish(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Wait for a process of `start`; stop with the end of its log if it failed."""
+    if process.wait():
+        raise SystemExit(f"{folder.name} failed:\n{(folder / 'log').read_text(encoding='utf-8')[-3000:]}")
+
+
+def own_cores() -> list[int | None]:
+    """Cores to start processes on, each its own; [None] where that cannot be chosen or there is one only."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return list(cores) if len(cores) > 1 else [None]
 
 
 def machine() -> dict[str, object]:
