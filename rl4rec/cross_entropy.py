@@ -111,11 +111,18 @@ def linear_cross_entropy(
         label_smoothing: mass spread evenly over all items, as in `torch.nn.functional.cross_entropy`.
         matmul_dtype: type of the matrix products' inputs (bfloat16 where the machine is fast at it); the softmax
             and all sums are float32.
-        rows: how many rows of gradients, and of float32 logits among them, are held at a time; default: by device.
+        rows: how many rows of gradients are held at a time, and of float32 logits among them (a divisor of the first);
+            default: by device.
 
     Returns:
         Scalar float32, the summed loss in nats.
+
+    Raises:
+        ValueError: the second of `rows` does not divide the first.
     """
+    chunk_rows, tile_rows = rows or _rows_held(weight)
+    if chunk_rows % tile_rows:
+        raise ValueError(f"a chunk of {chunk_rows} rows is not made of whole tiles of {tile_rows}")
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden,
         weight,
@@ -123,15 +130,22 @@ def linear_cross_entropy(
         targets.weights,
         label_smoothing,
         matmul_dtype,
-        *(rows or _rows_held(weight)),
+        chunk_rows,
+        tile_rows,
     )
     return loss
+
+
+def _whole(rows: int, tile_rows: int) -> int:
+    """Rows up to the end of the last tile."""
+    return -(-rows // tile_rows) * tile_rows
 
 
 def _rows_held(weight: Tensor) -> tuple[int, int]:
     """Rows of a chunk, as many as keep the products busy, and of a tile, as few as stay in a CPU's cache."""
     if weight.device.type == "cpu":
-        return max(64, 2**23 // len(weight)), 32
+        tile = 32
+        return max(2, 2**23 // len(weight) // tile) * tile, tile
     rows = max(64, 2**26 // len(weight))
     return rows, rows
 
@@ -155,27 +169,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden, dtype=torch.float32) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        held = torch.empty(min(chunk_rows, count), items, dtype=matmul_dtype, device=hidden.device)
+        # Products have whole tiles of rows only: oneDNN keeps megabytes for every new shape of a bfloat16 product.
+        held = torch.empty(min(chunk_rows, _whole(count, tile_rows)), items, dtype=matmul_dtype, device=hidden.device)
         for start in range(0, count, chunk_rows):
             stop = min(start + chunk_rows, count)
-            low_hidden = hidden[start:stop].to(matmul_dtype)
-            grads = held[: stop - start]  # (chunk, items) of the logits
-            for first in range(start, stop, tile_rows):
-                last = min(first + tile_rows, stop)
-                logits = low_hidden[first - start : last - start] @ low_weight.T
+            size = stop - start
+            low_hidden = hidden.new_zeros(_whole(size, tile_rows), hidden.shape[1], dtype=matmul_dtype)
+            low_hidden[:size] = hidden[start:stop]
+            grads = held[: len(low_hidden)]  # (chunk, items) of the logits
+            for first in range(0, size, tile_rows):
+                logits = (low_hidden[first : first + tile_rows] @ low_weight.T)[: size - first]
                 log_p = torch.log_softmax(logits, -1, dtype=torch.float32)  # (tile, items)
-                target = target_items[first:last]
-                share = (1.0 - label_smoothing) * target_weights[first:last]
-                loss -= (share * log_p.gather(1, target)).sum()
+                rows = slice(start + first, start + first + len(log_p))
+                share = (1.0 - label_smoothing) * target_weights[rows]
+                loss -= (share * log_p.gather(1, target_items[rows])).sum()
                 if label_smoothing:
                     loss -= label_smoothing * log_p.mean(-1).sum()
                 if needs_hidden or needs_weight:
-                    grad = log_p.exp_().scatter_add_(1, target, -share)
+                    grad = log_p.exp_().scatter_add_(1, target_items[rows], -share)
                     if label_smoothing:
                         grad.sub_(label_smoothing / items)
-                    grads[first - start : last - start] = grad
+                    grads[first : first + len(grad)] = grad
+            grads[size:] = 0.0
             if grad_hidden is not None:
-                grad_hidden[start:stop] = grads @ low_weight
+                grad_hidden[start:stop] = (grads @ low_weight)[:size]
             if grad_weight is not None:
                 grad_weight += grads.T @ low_hidden
         ctx.grad_hidden, ctx.grad_weight = grad_hidden, grad_weight

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rl4rec.cross_entropy import (
     IGNORE,
@@ -20,7 +21,7 @@ def one_target(items: torch.Tensor) -> Targets:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("rows", [(3, 2), (7, 7), (100, 4), None])
+@pytest.mark.parametrize("rows", [(4, 2), (7, 7), (100, 4), None])
 def test_loss_and_gradients_equal_the_plain_ones(smoothing: float, rows: tuple[int, int] | None) -> None:
     torch.manual_seed(0)
     hidden = torch.randn(17, 8, requires_grad=True)
@@ -46,13 +47,33 @@ def test_several_targets_equal_torch_on_probabilities(smoothing: float) -> None:
     weights[1, 1:] = 0.0
     weights /= weights.sum(1, keepdim=True)
     wanted = torch.zeros(9, 13).scatter_add_(1, items, weights)
-    loss = linear_cross_entropy(hidden, weight, Targets(items, weights), label_smoothing=smoothing, rows=(4, 3))
+    loss = linear_cross_entropy(hidden, weight, Targets(items, weights), label_smoothing=smoothing, rows=(6, 3))
     plain = torch.nn.functional.cross_entropy(hidden @ weight.T, wanted, label_smoothing=smoothing, reduction="sum")
     assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
     for mine, reference in zip(
         torch.autograd.grad(loss, (hidden, weight)), torch.autograd.grad(plain, (hidden, weight)), strict=True
     ):
         assert torch.allclose(mine, reference, atol=1e-5)
+
+
+def test_products_have_few_shapes_whatever_the_number_of_rows() -> None:
+    """oneDNN keeps compiled kernels and buffers for every shape: hundreds of megabytes, were each batch a new one."""
+    heights: set[int] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.mm.default:
+                heights.update(size for size in (*args[0].shape, *args[1].shape) if size not in (5, 3))
+            return func(*args, **(kwargs or {}))
+
+    weight = torch.randn(5, 3, requires_grad=True)
+    for count in range(1, 40):
+        hidden = torch.randn(count, 3, requires_grad=True)
+        with Watch():
+            linear_cross_entropy(hidden, weight, one_target(torch.zeros(count, dtype=torch.long)), rows=(16, 8))
+    assert heights == {8, 16}
+    with pytest.raises(ValueError, match="whole tiles of 8"):
+        linear_cross_entropy(hidden, weight, one_target(torch.zeros(39, dtype=torch.long)), rows=(12, 8))
 
 
 def test_bfloat16_products_change_the_gradient_by_little() -> None:
