@@ -30,9 +30,10 @@ from rl4rec.scoring import Factors
 
 PEER = ROOT / "benchmarks" / "peers"
 VENV = ROOT / "benchmarks" / ".venv-rectools"
-# Size, dropout and learning rate as ours; everything else is RecTools' default.
+# Size, dropout and learning rate as ours. It pads every history to `session_max_len`: 20 items, which is all that 19 of
+# 20 users of Beauty have, are 2.5 times as fast as our 50. Everything else is RecTools' default.
 RECTOOLS = {
-    "n_blocks": 1, "n_heads": 1, "n_factors": 64, "dropout_rate": 0.35, "session_max_len": 50, "batch_size": 256,
+    "n_blocks": 1, "n_heads": 1, "n_factors": 64, "dropout_rate": 0.35, "session_max_len": 20, "batch_size": 256,
     "lr": 2e-3, "loss": "softmax", "epochs": 100,
 }  # fmt: skip
 
@@ -47,7 +48,8 @@ def peer_python() -> Path:
         sys.stderr.write(f"installing RecTools into {VENV.relative_to(ROOT)}\n")
         venv.create(VENV, with_pip=True, clear=True)
         pip = [str(VENV / "bin" / "pip"), "install", "-q", "--disable-pip-version-check", "-r"]
-        subprocess.run([*pip, str(PEER / "requirements.txt")], check=True)
+        if subprocess.run([*pip, str(PEER / "requirements.txt")], check=False).returncode:
+            raise SystemExit("RecTools could not be installed (see above): this benchmark needs a package index")
         done.write_text(wanted, encoding="utf-8")
     return VENV / "bin" / "python"
 

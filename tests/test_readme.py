@@ -31,3 +31,34 @@ def test_differences_equal_the_committed_comparison() -> None:
             low, high = entry["ci95"]
             expected.append(f"{entry['delta']:+.4f} [{low:+.4f}, {high:+.4f}]")
         assert [cell.strip() for cell in row[1].split("|")] == expected, pair
+
+
+def test_speed_table_equals_the_committed_benchmarks() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    results = {
+        name: json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
+        for name in ("prepare", "evaluate", "sft", "rl")
+    }
+    sft, rl, ranking = (results[name]["ratio"] for name in ("sft", "rl", "evaluate"))
+    expected = {
+        "SFT step, tokens/s": f"{sft['tokens_per_s_vs_plain']:.1f}x",
+        "SFT step, added memory": f"{sft['memory_vs_plain']:.2f}x",
+        "SFT, seconds to equal validation NDCG@10": f"{sft['time_to_accuracy_vs_rectools']:.2f}x",
+        "exact full ranking, seconds": f"{sft['eval_vs_gemm']:.1f}x",
+        "validation, users/s": f"{ranking['validate_vs_sorting']:.1f}x",
+        "GRPO step, slates/s": f"{rl['grpo_slates_per_s_vs_trl']:.1f}x",
+        "rollouts, slates/s": f"{rl['rollout_slates_per_s_vs_autoregressive']:.1f}x",
+        "`prepare`, 198,502 rows": f"{results['prepare']['beauty_sized']['pandas_over_prepare']:.1f}x",
+    }
+    for label, figure in expected.items():
+        row = re.search(rf"^\| {re.escape(label)} \|.*\| ([^|]*) \|$", readme, re.MULTILINE)
+        assert row is not None, f"README: no row for {label}"
+        assert row[1] == figure, label
+
+
+def test_seeds_in_the_docs_are_those_of_the_committed_study() -> None:
+    study = json.loads((ROOT / "benchmarks/results/sft_seeds.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs/sft.md").read_text(encoding="utf-8")
+    for key in ("valid/full/ndcg@10", "test/full/ndcg@10", "test/full/hit@10", "test/sampled100/ndcg@10"):
+        low, high = study["spread"][key]
+        assert f"| `{key}` | {study['mean'][key]:.4f} | {low:.4f} - {high:.4f} |" in text, key
