@@ -162,11 +162,16 @@ def machine() -> dict[str, object]:
     return found
 
 
-def save(name: str, result: Mapping[str, Any]) -> None:
-    """Merge into `results/<name>.json` (`results/gpu-<name>.json` on CUDA), and print the ratios."""
+def save(name: str, part: str, ratio: Mapping[str, float | None], details: Mapping[str, Any]) -> None:
+    """Replace one part of `results/<name>.json` (`results/gpu-<name>.json` on CUDA), and print its ratios.
+
+    The file's `ratio` has the ratios of all its parts; each part keeps its own, with the machine it ran on.
+    """
     path = RESULTS / (f"gpu-{name}.json" if torch.cuda.is_available() else f"{name}.json")
-    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    whole = old | dict(result) | {"ratio": old.get("ratio", {}) | dict(result.get("ratio", {}))}
+    parts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    parts.pop("ratio", None)
+    parts[part] = {"ratio": dict(ratio), **details, "machine": machine()}
+    together = {key: value for each in parts.values() for key, value in each["ratio"].items()}
     RESULTS.mkdir(exist_ok=True)
-    path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-    sys.stdout.write(json.dumps(result.get("ratio", {}), indent=2) + "\n")
+    path.write_text(json.dumps({"ratio": together, **parts}, indent=2) + "\n", encoding="utf-8")
+    sys.stdout.write(json.dumps(dict(ratio), indent=2) + "\n")

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from common import POLICY, Numbers, machine, made_up_data, median_step, medians, plain_model, run_variant, save
+import torch
+from common import POLICY, Numbers, made_up_data, median_step, medians, now, plain_model, run_variant, save
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
@@ -89,23 +89,24 @@ def ppo_ours(data: PreparedData, tokenizer: PreTrainedTokenizerBase, folder: Pat
     trainer = PPOTrainer(policy, data, rl_settings(), silent_monitor(folder), folder / "ck")
     seconds = []
     for step in range(8):
-        since = time.perf_counter()
+        since = now()
         rollout, _ = trainer.rollout(step, measure_kl=False)
         trainer.update(rollout, step)
-        seconds.append(time.perf_counter() - since)
+        seconds.append(now() - since)
     return {"slates_per_s": 1024 / statistics.median(seconds[2:])}
 
 
 def rollouts(generation: str, num_slates: int) -> Callable[..., Numbers]:
     def run(data: PreparedData, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Numbers:
         policy, _ = create_policy(POLICY.model_copy(update={"generation": generation}), data.item_ids, tokenizer)
+        policy.to("cuda" if torch.cuda.is_available() else "cpu")
         histories = policy.pad_histories(PromptSet(data, max_history=50, seed=0).visit(0, 32).histories)
         support = policy.support(histories)
         seconds = []
         for _ in range(5):
-            since = time.perf_counter()
+            since = now()
             policy.sample(histories, support, num_slates=num_slates, k=SLATE)
-            seconds.append(time.perf_counter() - since)
+            seconds.append(now() - since)
         return {"slates_per_s": 32 * num_slates / statistics.median(seconds[1:])}
 
     return run
@@ -137,21 +138,12 @@ def main() -> None:
         return
     found = medians(__file__, list(VARIANTS), arguments.rounds)
     speed = {name: values["slates_per_s"] for name, values in found.items()}
-    save(
-        "rl",
-        {
-            "ratio": {
-                "grpo_slates_per_s_vs_trl": round(speed["grpo"] / speed["grpo_trl"], 1),
-                "rollout_slates_per_s_vs_autoregressive": round(
-                    speed["rollouts"] / speed["rollouts_autoregressive"], 1
-                ),
-                "grpo_slates_per_s_vs_ppo": round(speed["grpo"] / speed["ppo"], 2),
-            },
-            "median": found,
-            "rounds": arguments.rounds,
-            "machine": machine(),
-        },
-    )
+    ratio = {
+        "grpo_slates_per_s_vs_trl": round(speed["grpo"] / speed["grpo_trl"], 1),
+        "rollout_slates_per_s_vs_autoregressive": round(speed["rollouts"] / speed["rollouts_autoregressive"], 1),
+        "grpo_slates_per_s_vs_ppo": round(speed["grpo"] / speed["ppo"], 2),
+    }
+    save("rl", "step", ratio, {"median": found, "rounds": arguments.rounds})
 
 
 if __name__ == "__main__":

@@ -54,16 +54,14 @@ def main() -> None:
                 sys.stdout.write(f"seed {seed}: {json.dumps(found[str(seed)])}\n")
     keys = [key for key in found[str(arguments.seeds[0])] if "/" in key]
     columns = {key: [run[key] for run in found.values()] for key in keys}
-    save(
-        "sft_seeds",
-        {
-            "data_hash": data.data_hash,
-            "seeds": found,
-            "mean": {key: round(statistics.mean(column), 5) for key, column in columns.items()},
-            "spread": {key: [min(column), max(column)] for key, column in columns.items()},
-            "threads_each": 1 if len(cores) > 1 else "all",
-        },
-    )
+    details = {
+        "data_hash": data.data_hash,
+        "seeds": found,
+        "mean": {key: round(statistics.mean(column), 5) for key, column in columns.items()},
+        "spread": {key: [min(column), max(column)] for key, column in columns.items()},
+        "threads_each": 1 if len(cores) > 1 else "all",
+    }
+    save("sft_seeds", "study", {}, details)
 
 
 if __name__ == "__main__":

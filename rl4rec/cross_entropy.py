@@ -109,8 +109,8 @@ def linear_cross_entropy(
         weight: (items, d) output embeddings.
         targets: of the n rows.
         label_smoothing: mass spread evenly over all items, as in `torch.nn.functional.cross_entropy`.
-        matmul_dtype: type of the matrix products' inputs (bfloat16 where the machine is fast at it); the softmax
-            and all sums are float32.
+        matmul_dtype: type of the matrix products' inputs and results (bfloat16 where the machine is fast at it); the
+            softmax and the sums over chunks are float32.
         rows: how many rows of gradients are held at a time, and of float32 logits among them (a divisor of the first);
             default: by device.
 
@@ -136,18 +136,24 @@ def linear_cross_entropy(
     return loss
 
 
-def _whole(rows: int, tile_rows: int) -> int:
-    """Rows up to the end of the last tile."""
-    return -(-rows // tile_rows) * tile_rows
+_UNIT = 32  # products have a multiple of this many rows
+_TILE_BYTES = 3 * 2**19  # float32 logits that stay in a CPU core's cache
+
+
+def _padded(rows: int, tile_rows: int) -> int:
+    """Rows rounded up to whole units: oneDNN keeps megabytes for every new shape of a bfloat16 product."""
+    unit = min(_UNIT, tile_rows)
+    return -(-rows // unit) * unit
 
 
 def _rows_held(weight: Tensor) -> tuple[int, int]:
     """Rows of a chunk, as many as keep the products busy, and of a tile, as few as stay in a CPU's cache."""
-    if weight.device.type == "cpu":
-        tile = 32
-        return max(2, 2**23 // len(weight) // tile) * tile, tile
-    rows = max(64, 2**26 // len(weight))
-    return rows, rows
+    items = len(weight)
+    if weight.device.type != "cpu":
+        rows = max(2, 2**26 // items // _UNIT) * _UNIT
+        return rows, rows
+    tile = min(max(1, _TILE_BYTES // (4 * items) // _UNIT), 32) * _UNIT
+    return max(2, 2**23 // items // tile) * tile, tile
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -169,12 +175,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden, dtype=torch.float32) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        # Products have whole tiles of rows only: oneDNN keeps megabytes for every new shape of a bfloat16 product.
-        held = torch.empty(min(chunk_rows, _whole(count, tile_rows)), items, dtype=matmul_dtype, device=hidden.device)
+        height = min(chunk_rows, _padded(count, tile_rows))
+        held = torch.empty(height, items, dtype=matmul_dtype, device=hidden.device)
         for start in range(0, count, chunk_rows):
             stop = min(start + chunk_rows, count)
             size = stop - start
-            low_hidden = hidden.new_zeros(_whole(size, tile_rows), hidden.shape[1], dtype=matmul_dtype)
+            low_hidden = hidden.new_zeros(_padded(size, tile_rows), hidden.shape[1], dtype=matmul_dtype)
             low_hidden[:size] = hidden[start:stop]
             grads = held[: len(low_hidden)]  # (chunk, items) of the logits
             for first in range(0, size, tile_rows):

@@ -90,8 +90,23 @@ def _from_pretrained(params: PolicyParams, item_ids: list[str]) -> tuple[SlatePo
     added = tokenizer.add_tokens([f"<|item:{item_token(raw)}|>" for raw in item_ids])
     if added != len(item_ids):
         raise UserError(f"policy.model_name: '{name}' already has some of the item tokens; use a plain checkpoint")
-    lm.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    _spread_new_rows(lm, item_offset)
     return _wrap(lm, params, len(item_ids), item_offset), tokenizer
+
+
+def _spread_new_rows(lm: PreTrainedModel, first: int) -> None:
+    """Draw the embeddings from row `first` on from the older ones' mean and standard deviation, by dimension.
+
+    transformers would put them all within a billionth of the mean: items could not be told apart by a cosine.
+    """
+    inputs, outputs = (
+        layer.get_parameter("weight") for layer in (lm.get_input_embeddings(), lm.get_output_embeddings())
+    )
+    with torch.no_grad():
+        for weight in (inputs,) if inputs is outputs else (inputs, outputs):
+            old = weight[:first]
+            weight[first:] = old.mean(0) + old.std(0) * torch.randn_like(weight[first:])
 
 
 def _wrap(lm: PreTrainedModel, params: PolicyParams, num_items: int, item_offset: int) -> SlatePolicy:

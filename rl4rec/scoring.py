@@ -28,10 +28,11 @@ class Factors(NamedTuple):
         room = _CPU_BYTES if self.states.device.type == "cpu" else _ACCELERATOR_BYTES
         rows = max(16, room // (4 * len(self.items)))
         users = len(self.states)
-        buffer = self.states.new_empty(min(rows, users), len(self.items))
+        states, items = self.states.detach(), self.items.detach()
+        buffer = states.new_empty(min(rows, users), len(items))
         for start in range(0, users, rows):
             stop = min(start + rows, users)
-            yield start, stop, torch.mm(self.states[start:stop], self.items.T, out=buffer[: stop - start])
+            yield start, stop, torch.mm(states[start:stop], items.T, out=buffer[: stop - start])
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

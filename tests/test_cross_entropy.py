@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rl4rec import cross_entropy
 from rl4rec.cross_entropy import (
     IGNORE,
     NextItemsLoss,
@@ -87,6 +88,37 @@ def test_bfloat16_products_change_the_gradient_by_little() -> None:
     )
     for a, b in zip(exact, rough, strict=True):
         assert (a - b).norm() / a.norm() < 0.01
+
+
+@pytest.mark.parametrize("items", [2, 200, 12_101, 100_000, 1_000_000])
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # meta stands for any accelerator
+def test_rows_held_are_whole_tiles_and_little_memory(items: int, device: str) -> None:
+    chunk, tile = cross_entropy._rows_held(torch.empty(items, 1, device=device))
+    assert chunk % tile == 0 and tile % 32 == 0
+    if device == "cpu":
+        assert tile == 32 or 4 * tile * items <= cross_entropy._TILE_BYTES
+    assert 4 * chunk * items <= 300e6 or chunk == 64
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_small_batch_is_not_padded_to_a_whole_chunk(device: str) -> None:
+    _, tile = cross_entropy._rows_held(torch.empty(200, 1, device=device))
+    assert cross_entropy._padded(33, tile) == 64
+
+
+def test_bfloat16_at_the_scale_of_cosine_scores() -> None:
+    torch.manual_seed(0)
+    hidden = (torch.nn.functional.normalize(torch.randn(256, 64), dim=1) / 0.07).requires_grad_()
+    weight = torch.nn.functional.normalize(torch.randn(500, 64), dim=1).requires_grad_()
+    targets = one_target(torch.randint(0, 500, (256,)))
+    exact, rough = (
+        torch.autograd.grad(
+            linear_cross_entropy(hidden, weight, targets, label_smoothing=0.1, matmul_dtype=dtype), (hidden, weight)
+        )
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    for a, b in zip(exact, rough, strict=True):
+        assert (a - b).norm() / a.norm() < 0.02
 
 
 def test_frozen_embeddings_get_no_gradient() -> None:

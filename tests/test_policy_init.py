@@ -71,3 +71,14 @@ def test_a_history_longer_than_the_model_reads_is_a_users_error(checkpoint: Path
     params = params.model_copy(update={"max_history": 30, "generation": "autoregressive"})
     with pytest.raises(UserError, match=r"needs 94 positions"):
         create_policy(params, tiny_data.item_ids, text_tokenizer())
+
+
+def test_new_items_can_be_told_apart_by_their_directions(checkpoint: Path, tiny_data: PreparedData) -> None:
+    params = PolicyParams(init="pretrained", model_name=str(checkpoint), max_history=8)
+    policy, _ = create_policy(params, tiny_data.item_ids, text_tokenizer())
+    directions = policy.item_weight().detach()
+    cosines = (directions @ directions.T).fill_diagonal_(0.0)
+    assert params.score == "cosine" and cosines.max() < 0.99
+    old = policy.lm.get_output_embeddings().weight[: policy.config.item_offset]
+    new = policy.item_embeddings()
+    assert new.std(0).mean().item() == pytest.approx(old.std(0).mean().item(), rel=0.3)

@@ -28,6 +28,7 @@ from rl4rec.evaluation.ranking import (
     count_recommended,
     full_ranks,
     ranked_fold,
+    recommended_items,
     sampled_ranks,
     score_blocks,
 )
@@ -100,22 +101,23 @@ def _rank(
     """Ranks by protocol (u,), and how often each item is in a top k by protocol (len(ks), I)."""
     users = len(fold.targets)
     ranks = {protocol: np.empty(users, np.int32) for protocol in ("full", "full_unmasked", "sampled")}
-    recommended = {protocol: np.zeros((len(params.ks), num_items), np.int64) for protocol in ("full", "full_unmasked")}
+    width = min(params.ks[-1], num_items)
+    shown = {protocol: np.empty((users, width), np.int32) for protocol in ("full", "full_unmasked")}
     for start, stop, scores in score_blocks(score, users=users, num_items=num_items, batch_size=params.batch_size):
         targets = torch.from_numpy(fold.targets[start:stop]).to(scores.device)
         drawn = torch.from_numpy(negatives.items[start:stop].astype(np.int64)).to(scores.device)
         seen = fold.seen_pairs(start, stop, scores.device)
         ranks["sampled"][start:stop] = sampled_ranks(scores, targets, drawn).cpu().numpy()
-        recommended["full_unmasked"] += count_recommended(scores, params.ks)
+        shown["full_unmasked"][start:stop] = recommended_items(scores, width).cpu().numpy()
         unmasked_scores = scores[seen]
         scores[seen] = -torch.inf
-        recommended["full"] += count_recommended(scores, params.ks)
+        shown["full"][start:stop] = recommended_items(scores, width).cpu().numpy()
         scores[seen] = unmasked_scores
         masked, unmasked = full_ranks(scores, targets, seen)  # last: it writes over the scores
         ranks["full"][start:stop] = masked.cpu().numpy()
         ranks["full_unmasked"][start:stop] = unmasked.cpu().numpy()
     ranks["full"][fold.repeated] = num_items - 1
-    return ranks, recommended
+    return ranks, {protocol: count_recommended(items, params.ks, num_items) for protocol, items in shown.items()}
 
 
 def accuracy(ranks: Ranks, ks: Sequence[int]) -> dict[str, float]:

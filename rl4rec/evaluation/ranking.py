@@ -80,7 +80,7 @@ def score_blocks(
     The scores may be written to, but are gone with the next block.
 
     Raises:
-        UserError: a score is NaN (training diverged).
+        UserError: a score is NaN, or a factor of the scores is not finite (training diverged).
         ValueError: the scores have another shape.
     """
     for start in range(0, users, batch_size):
@@ -97,8 +97,8 @@ def score_blocks(
             raise ValueError(f"expected scores of shape {(stop - start, num_items)}, got {shape}")
         if not sound:
             raise UserError(
-                f"The policy's scores are NaN for some of the users {start}..{stop - 1}: its training diverged. "
-                "Lower the learning rate (sft.learning_rate or rl.<algorithm>.learning_rate) and train again."
+                f"The policy's scores are NaN or infinite for some of the users {start}..{stop - 1}: its training "
+                "diverged. Lower the learning rate (sft.learning_rate or rl.<algorithm>.learning_rate) and train again."
             )
         if isinstance(scores, Factors):
             for first, last, block in scores.blocks():
@@ -147,14 +147,13 @@ def sampled_ranks(scores: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
     return (at_least & (negatives >= 0)).sum(dim=1)
 
 
-def count_recommended(scores: Tensor, ks: Sequence[int]) -> IntArray:
-    """How often each item is among the first k of a user's ranking; items scored -inf are never recommended.
+def recommended_items(scores: Tensor, k: int) -> Tensor:
+    """The first k items of each ranking, best first, (b, min(k, I)); -1 for items scored -inf: never recommended."""
+    values, items = top_k(scores, min(k, scores.shape[1]))
+    return torch.where(values > -torch.inf, items, -1)
 
-    Returns:
-        (len(ks), I) int64.
-    """
-    num_items = scores.shape[1]
-    values, items = top_k(scores, min(ks[-1], num_items))
-    shown = values > -torch.inf
-    counts = [torch.bincount(items[:, :k][shown[:, :k]], minlength=num_items) for k in ks]
-    return np.asarray(torch.stack(counts).cpu().numpy(), dtype=np.int64)
+
+def count_recommended(items: npt.NDArray[np.int32], ks: Sequence[int], num_items: int) -> IntArray:
+    """How often each item is among the first k of `recommended_items` (u, K), (len(ks), I)."""
+    counts = [np.bincount(shown[shown >= 0], minlength=num_items) for shown in (items[:, :k] for k in ks)]
+    return np.stack(counts)

@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from rl4rec.data.prepared import PreparedData
+from rl4rec.distributed import refuse_data_parallel
 from rl4rec.metrics import slate_gains
 from rl4rec.params import GRPOParams, RLParams
 from rl4rec.policy import SlatePolicy, SlatePolicyOutput
@@ -111,6 +112,7 @@ def build_grpo(
         data, max_history=policy.config.max_history, seed=params.seed, mask_seen=policy.config.mask_seen
     )
     arguments = _arguments(rl, params, checkpoints, prompts=len(prompts))
+    refuse_data_parallel(arguments.n_gpu)
     rollouts = -(-arguments.max_steps // params.num_iterations)
     count = rollouts * params.batch_size * params.gradient_accumulation_steps * arguments.world_size
     batch = prompts.visit(0, count)

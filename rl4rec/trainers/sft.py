@@ -20,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rl4rec.cross_entropy import IGNORE, NextItemsLoss, fast_matmul_dtype
 from rl4rec.data.prepared import PreparedData, Ragged
+from rl4rec.distributed import refuse_data_parallel
 from rl4rec.errors import UserError
 from rl4rec.params import SFTParams
 from rl4rec.policy import SlatePolicy
@@ -56,6 +57,7 @@ def train_sft(
     dataset = Dataset.from_dict({"input_ids": cut})
     resume = latest_checkpoint(checkpoints, digest)
     arguments = sft_arguments(params, checkpoints, steps_per_epoch=-(-len(dataset) // _sequences_per_step(params)))
+    refuse_data_parallel(arguments.n_gpu)
     policy.next_items_loss = NextItemsLoss(
         window=params.target_window,
         decay=params.target_decay,
