@@ -196,7 +196,7 @@ class AlgorithmParams(Section):
 class PPOParams(AlgorithmParams):
     """Proximal policy optimisation (Schulman et al. 2017), one slate a prompt."""
 
-    learning_rate: Rate = 1e-4
+    learning_rate: Rate = 1e-5
     batch_size: Positive = 1024
     mini_batch_size: Positive = 512
     ppo_epochs: Annotated[Int, Field(ge=1, le=100)] = 2
@@ -228,7 +228,7 @@ class PPOParams(AlgorithmParams):
 class GRPOParams(AlgorithmParams):
     """Group relative policy optimisation (Shao et al. 2024) on TRL's GRPOTrainer."""
 
-    learning_rate: Rate = 2e-4
+    learning_rate: Rate = 5e-5
     batch_size: Positive = 64
     num_sample_generations: Annotated[Int, Field(ge=2, le=1024)] = 16
     num_iterations: Annotated[Int, Field(ge=1, le=100)] = 1
