@@ -1,9 +1,9 @@
 """Speed and memory of an SFT step: `python benchmarks/sft.py`.
 
 - Against TRL's SFTTrainer on the same model (GPT-2 of one layer, width 64) and the same made-up data of Amazon Beauty's
-  size (12,101 items): as it comes (bfloat16 autocast) and in float32; the ratio is to the faster of the two. Ours runs
-  as it comes (bfloat16 products where the machine has them) and in float32. Memory is what training adds to the loaded
-  process.
+  size (12,101 items): in its default precision (bfloat16 autocast) and in float32; the ratio is to the faster of these.
+  Ours runs as it comes (bfloat16 products where the machine has them) and in float32. Memory is what training adds to
+  the loaded process.
 - How a step grows with the catalogue (12 thousand to a million items, full and sampled softmax) and with the width.
 
 Each variant runs in a process of its own, in turns; medians over rounds. Writes `benchmarks/results/sft.json` and
@@ -86,6 +86,7 @@ def trl(folder: Path, *, bf16: bool | None = None) -> Numbers:
     rows = [[item + ITEM_OFFSET for item in row] for row in cut]
     arguments = SFTConfig(
         output_dir=str(folder), per_device_train_batch_size=256, max_steps=8, learning_rate=2e-3, bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),
         activation_checkpointing=False, report_to="none", save_strategy="no", disable_tqdm=True, max_length=64,
         logging_strategy="no",
     )  # fmt: skip
