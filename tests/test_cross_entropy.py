@@ -57,6 +57,17 @@ def test_several_targets_equal_torch_on_probabilities(smoothing: float) -> None:
         assert torch.allclose(mine, reference, atol=1e-5)
 
 
+def test_what_pads_the_last_tile_never_reaches_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    hidden, weight = torch.randn(5, 3, requires_grad=True), torch.randn(7, 3, requires_grad=True)
+    torch.use_deterministic_algorithms(True)  # now fresh memory is filled with NaN
+    try:
+        linear_cross_entropy(hidden, weight, one_target(torch.arange(5)), rows=(8, 8)).backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.isfinite(weight.grad).all() and torch.isfinite(hidden.grad).all()
+
+
 def test_products_have_few_shapes_whatever_the_number_of_rows() -> None:
     """oneDNN keeps compiled kernels and buffers for every shape: hundreds of megabytes, were each batch a new one."""
     heights: set[int] = set()

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from rl4rec.data.prepared import PreparedData
 from rl4rec.errors import UserError
@@ -74,6 +75,10 @@ def test_a_history_longer_than_the_model_reads_is_a_users_error(checkpoint: Path
 
 
 def test_new_items_can_be_told_apart_by_their_directions(checkpoint: Path, tiny_data: PreparedData) -> None:
+    lm = AutoModelForCausalLM.from_pretrained(checkpoint)
+    for layer in (lm.get_input_embeddings(), lm.get_output_embeddings()):
+        torch.nn.init.normal_(layer.weight, mean=2.0, std=3.0)
+    lm.save_pretrained(checkpoint)
     params = PolicyParams(init="pretrained", model_name=str(checkpoint), max_history=8)
     policy, _ = create_policy(params, tiny_data.item_ids, text_tokenizer())
     directions = policy.item_weight().detach()
@@ -81,4 +86,5 @@ def test_new_items_can_be_told_apart_by_their_directions(checkpoint: Path, tiny_
     assert params.score == "cosine" and cosines.max() < 0.99
     old = policy.lm.get_output_embeddings().weight[: policy.config.item_offset]
     new = policy.item_embeddings()
+    assert new.mean().item() == pytest.approx(2.0, abs=0.6)
     assert new.std(0).mean().item() == pytest.approx(old.std(0).mean().item(), rel=0.3)
