@@ -16,16 +16,16 @@ The ranks of 2 and 6 are compared. Writes `benchmarks/results/evaluate.json`, an
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from common import POLICY, made_up_data, now, save
+from common import POLICY, in_order, made_up_data, now, save
 
-from rl4rec.data.prepared import IntArray, PreparedData
+from rl4rec.data.prepared import PreparedData
 from rl4rec.data.vocabulary import build_tokenizer
 from rl4rec.evaluation.protocols import evaluate
-from rl4rec.evaluation.ranking import Scorer, ranked_fold
+from rl4rec.evaluation.ranking import ranked_fold
 from rl4rec.evaluation.validation import validate
 from rl4rec.params import EvaluateParams
 from rl4rec.policy_init import create_policy
@@ -33,18 +33,6 @@ from rl4rec.scoring import Factors
 
 USERS, ROUNDS, FEW_USERS = 22_363, 5, 1_024
 BLOCKS = (32, 64, 128, 512, 4096)
-
-
-def given(states: torch.Tensor, items: torch.Tensor) -> Scorer:
-    """A scorer that looks its user up; the evaluator asks for the users in order."""
-    place = 0
-
-    def score(histories: Sequence[IntArray]) -> Factors:
-        nonlocal place
-        place = (place + len(histories)) % len(states) or len(states)
-        return Factors(states[place - len(histories) : place], items)
-
-    return score
 
 
 def product(states: torch.Tensor, items: torch.Tensor, rows: int) -> None:
@@ -94,7 +82,7 @@ def main() -> None:
         f"product {rows}": lambda n=rows: product(states, items, n) for rows in BLOCKS
     }
     work |= {
-        "rank": lambda: validate(given(states, items), data),
+        "rank": lambda: validate(in_order(states, items), data),
         "read": read,
         "validate": lambda: validate(policy.factors, data),
         "evaluate": lambda: evaluate("made-up", policy.factors, data, params),
@@ -105,7 +93,7 @@ def main() -> None:
     for _ in range(ROUNDS):
         for name, each in work.items():
             seconds[name].append(timed(each))
-    exact = evaluate("few", given(states[: len(few.users)], items), few, params).ranks["valid_full"].to_numpy()
+    exact = evaluate("few", in_order(states[: len(few.users)], items), few, params).ranks["valid_full"].to_numpy()
     fresh = ~ranked_fold(few, "valid").repeated  # targets that the user has not taken before
     for sort in (False, True):
         off = np.abs(plain(few, states.cpu(), items.cpu(), sort=sort) - exact)[fresh]
