@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install demo repro test check format bench ui clean
+.PHONY: help install demo repro refit study test check format bench ui clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -46,6 +46,14 @@ repro: $(READY) ## the whole pipeline on Amazon Beauty: only what changed runs a
 	@dvc repro
 	@rl4rec show-comparison
 
+refit: $(READY) ## all stages again with the validation targets as feedback too, in .refit/; writes metrics/refit
+	@rl4rec workspace .refit --overrides refit.yaml
+	@cd .refit && dvc repro
+	@rl4rec collect-refit
+
+study: $(READY) ## PPO, GRPO and the control over seeds and settings; writes metrics/study.json (an hour and more)
+	@python benchmarks/study.py
+
 test: $(READY) ## all tests
 	@pytest
 
@@ -68,5 +76,5 @@ ui: $(READY) ## the MLflow UI of mlflow.db on 127.0.0.1 (make ui PORT=5001; the 
 	@cd $(or $(DIR),.) && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 		mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri sqlite:///mlflow.db
 
-clean: ## remove the demo's workspace and all caches (not .venv, data, models or mlflow.db)
-	rm -rf .demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+clean: ## remove the workspaces of demo, refit and study and all caches (not .venv, data, models or mlflow.db)
+	rm -rf .demo .refit .study .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

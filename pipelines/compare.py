@@ -13,7 +13,7 @@ from rl4rec.report.logs import load_log
 from rl4rec.stage import run_stage
 from rl4rec.tracking import stage_run
 
-POLICIES = ("popularity", "sft", "ppo", "grpo")
+POLICIES = ("popularity", "sft", "sft_continued", "ppo", "grpo")
 METRICS, RANKS, LOGS, REPORTS = Path("metrics"), Path("ranks"), Path("logs"), Path("reports")
 
 

@@ -11,7 +11,7 @@ from rl4rec.params import Params
 from rl4rec.stage import run_variant_stage
 from rl4rec.tracking import stage_run
 
-POLICIES = ("popularity", "sft", "ppo", "grpo")
+POLICIES = ("popularity", "sft", "sft_continued", "ppo", "grpo")
 
 logger = logging.getLogger("rl4rec.pipelines.evaluate")
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from rl4rec.data.prepared import load_prepared
 from rl4rec.distributed import is_main_process
 from rl4rec.evaluation.validation import validate
+from rl4rec.leave_out import load_leave_out
 from rl4rec.params import Params
 from rl4rec.policy import SlatePolicy, SlatePolicyConfig
 from rl4rec.rl.prompts import check_slate_fits
@@ -20,34 +21,40 @@ from rl4rec.trainers.history import TrainingLog
 from rl4rec.trainers.monitor import Monitor
 from rl4rec.trainers.ppo import PPOTrainer
 
-START = Path("models/sft")
+START, CROSSFIT = Path("models/sft"), Path("models/crossfit")
 
 
 def main(params: Params, algorithm: str) -> None:
     rl, data = params.rl, load_prepared(Path("data/prepared"))
     out, checkpoints = Path("models") / algorithm, Path("checkpoints") / algorithm
     section = rl.ppo if algorithm == "ppo" else rl.grpo
-    shared = rl.model_dump(exclude={"ppo", "grpo"})
+    shared = rl.model_dump(exclude={"ppo", "grpo", "sft_continued"})
     digest = run_digest({"rl": shared, algorithm: section.model_dump(), "start": weights_digest(START)})
     config = SlatePolicyConfig.from_pretrained(START)
     check_slate_fits(data, k=rl.k, max_history=config.max_history, mask_seen=config.mask_seen)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(START)
+    leave_out = load_leave_out(CROSSFIT, tables=rl.crossfit.split_points)
+
+    def measure(policy: SlatePolicy) -> dict[str, float]:
+        return validate(policy.factors, data, k=rl.k, batch_size=params.evaluate.batch_size)
+
     with (
         stage_run("rl", params, name=f"rl-{algorithm}") as run,
         TrainingLog(Path(f"logs/{algorithm}.jsonl"), run.log_metrics) as log,
     ):
         run.log_dataset(data, context="training")
         monitor = Monitor(
-            validate=lambda policy: validate(policy.scores, data, k=rl.k, batch_size=params.evaluate.batch_size),
+            validate=measure if rl.feedback == "training" else None,
             metric=f"full/ndcg@{rl.k}",
             report=log,
             best_folder=out,
         )
         seed_everything(section.seed)
         if algorithm == "ppo":
-            PPOTrainer(SlatePolicy.from_pretrained(START), data, rl, monitor, checkpoints).train(digest=digest)
+            policy = SlatePolicy.from_pretrained(START)
+            PPOTrainer(policy, data, rl, monitor, checkpoints, leave_out=leave_out).train(digest=digest)
         else:
-            train_grpo(START, tokenizer, data, rl, monitor, checkpoints=checkpoints, digest=digest)
+            train_grpo(START, tokenizer, data, rl, monitor, checkpoints=checkpoints, digest=digest, leave_out=leave_out)
         if is_main_process():
             tokenizer.save_pretrained(out)
             run.log_policy(out, data)

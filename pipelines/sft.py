@@ -9,6 +9,7 @@ from rl4rec.data.prepared import load_prepared
 from rl4rec.distributed import is_main_process
 from rl4rec.evaluation.validation import validate
 from rl4rec.params import Params
+from rl4rec.policy import SlatePolicy
 from rl4rec.policy_init import create_policy
 from rl4rec.seeding import seed_everything
 from rl4rec.stage import run_stage
@@ -27,10 +28,14 @@ def main(params: Params) -> None:
     policy, tokenizer = create_policy(
         params.policy, data.item_ids, PreTrainedTokenizerFast.from_pretrained(data.tokenizer_folder)
     )
+
+    def measure(policy: SlatePolicy) -> dict[str, float]:
+        return validate(policy.factors, data, k=10, batch_size=params.evaluate.batch_size)
+
     with stage_run("sft", params) as run, TrainingLog(LOG, run.log_metrics) as log:
         run.log_dataset(data, context="training")
         monitor = Monitor(
-            validate=lambda p: validate(p.factors, data, k=10, batch_size=params.evaluate.batch_size),
+            validate=measure if params.sft.feedback == "training" else None,
             metric="full/ndcg@10",
             report=log,
             best_folder=OUT,

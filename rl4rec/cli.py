@@ -59,6 +59,27 @@ def workspace(
 
 
 @app.command()
+def collect_refit(
+    folder: Annotated[Path, typer.Argument(help="The workspace that ran with `feedback: latest`.")] = Path(".refit"),
+    root: Root = Path(),
+) -> None:
+    """Copy the refit's metrics to metrics/refit, marked: their validation targets were trained on."""
+    from rl4rec.evaluation.files import write_json
+
+    for policy in ("sft", "sft_continued", "ppo", "grpo"):
+        source, target = folder / "metrics" / f"{policy}.json", root / "metrics" / "refit" / f"{policy}.json"
+        try:
+            found = json.loads(source.read_text(encoding="utf-8"))
+        except OSError:
+            raise UserError(f"{source}: not there yet. Run `make refit`.") from None
+        found["protocol"]["feedback"] = "latest"  # so the figures of fold `valid` are those of training targets
+        write_json(target, found)
+        full, sampled = found["test"]["full"], found["test"][f"sampled{found['protocol']['negatives']['n']}"]
+        k = found["protocol"]["k"][-1]
+        typer.echo(f"{target}: test NDCG@{k} full {full[f'ndcg@{k}']:.4f}, sampled {sampled[f'ndcg@{k}']:.4f}")
+
+
+@app.command()
 def show_comparison(root: Root = Path()) -> None:
     """Print the comparison table of the last `dvc repro`, and where the report and the MLflow UI are."""
     from rich.console import Console

@@ -27,7 +27,12 @@ WITHOUT_INFLUENCE = frozenset(
     f"rl4rec/{name}.py" for name in ("__init__", "errors", "stage", "distributed", "tracking", "serving", "params")
 )
 _UNTRACKED = ("tracking",)  # sections that change no output
-_VARIANTS = {"rl": ("ppo", "grpo")}  # subsections that belong to one variant of a stage
+# Subsections of `rl` that a variant of a stage, or a stage, does not read when it is handed all of `rl`.
+_FOREIGN = {
+    "ppo": ("rl.grpo.", "rl.sft_continued."),
+    "grpo": ("rl.ppo.", "rl.sft_continued."),
+    "sft_continued": ("rl.ppo.",),
+}
 
 
 def check_dvc(root: Path) -> list[str]:
@@ -173,9 +178,7 @@ def _compare_params(
     if not script.is_file():
         return
     read = {key for key in params_read(script) if key.split(".")[0] not in _UNTRACKED}
-    foreign = tuple(
-        f"{s}.{v}." for s, variants in _VARIANTS.items() if variant in variants for v in variants if v != variant
-    )
+    foreign = _FOREIGN.get(variant or name, ())
     needed = {leaf for key in read for leaf in _leaves(key, settings) if not leaf.startswith(foreign)}
     covered: set[str] = set()
     for key in listed:

@@ -120,6 +120,7 @@ class PolicyParams(Section):
 class SFTParams(Section):
     """Supervised warm start: next-item cross-entropy."""
 
+    feedback: Literal["training", "latest"] = "training"
     num_epochs: Annotated[Float, Field(gt=0)] = 24
     max_steps: Positive | None = None
     batch_size: Positive = 256
@@ -151,7 +152,7 @@ class CandidateParams(Section):
     """What a slate is chosen from: the whole catalogue, or the target and sampled negatives."""
 
     source: Literal["full", "uniform", "popularity"] = "uniform"
-    negatives: Positive = 500
+    negatives: Positive = 1000
     popularity_exponent: Annotated[Float, Field(ge=0, le=2)] = 0.5
 
 
@@ -177,6 +178,14 @@ class LoraParams(Section):
     dropout: Probability = 0.0
 
 
+class CrossfitParams(Section):
+    """Leave-out item embeddings, so that RL's feedback is on targets that the policy has not memorised."""
+
+    split_points: Annotated[Int, Field(ge=0, le=8)] = 2
+    num_epochs: Annotated[Float, Field(gt=0)] = 16
+    seed: Seed = 0
+
+
 class AlgorithmParams(Section):
     """What PPO and GRPO have in common."""
 
@@ -187,7 +196,7 @@ class AlgorithmParams(Section):
     num_epochs: Annotated[Float, Field(gt=0)] | None = None
     max_steps: Positive | None = None
     max_grad_norm: Annotated[Float, Field(gt=0)] = 1.0
-    temperature: Annotated[Float, Field(gt=0, le=100)] = 1.0
+    temperature: Annotated[Float, Field(gt=0, le=100)] = 0.3
     kl_coef: Annotated[Float, Field(ge=0)] = 0.0
     entropy_coef: Annotated[Float, Field(ge=0)] = 0.0
     seed: Seed = 0
@@ -196,7 +205,7 @@ class AlgorithmParams(Section):
 class PPOParams(AlgorithmParams):
     """Proximal policy optimisation (Schulman et al. 2017), one slate a prompt."""
 
-    learning_rate: Rate = 1e-5
+    learning_rate: Rate = 3e-5
     batch_size: Positive = 1024
     mini_batch_size: Positive = 512
     ppo_epochs: Annotated[Int, Field(ge=1, le=100)] = 2
@@ -228,9 +237,9 @@ class PPOParams(AlgorithmParams):
 class GRPOParams(AlgorithmParams):
     """Group relative policy optimisation (Shao et al. 2024) on TRL's GRPOTrainer."""
 
-    learning_rate: Rate = 5e-5
-    batch_size: Positive = 64
-    num_sample_generations: Annotated[Int, Field(ge=2, le=1024)] = 16
+    learning_rate: Rate = 1e-4
+    batch_size: Positive = 128
+    num_sample_generations: Annotated[Int, Field(ge=2, le=1024)] = 8
     num_iterations: Annotated[Int, Field(ge=1, le=100)] = 1
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"] = "dr_grpo"
     scale_rewards: Literal["group", "batch", "none"] = "none"
@@ -243,8 +252,20 @@ class GRPOParams(AlgorithmParams):
         return self.batch_size * self.num_sample_generations * self.gradient_accumulation_steps
 
 
+class ContinuedParams(Section):
+    """The sceptic's control: further cross-entropy on RL's prompts, as many updates as GRPO makes."""
+
+    learning_rate: Rate = 1e-5
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    max_grad_norm: Annotated[Float, Field(gt=0)] = 1.0
+    seed: Seed = 0
+
+
 class RLParams(Section):
-    """Fine-tuning on the metric: what both algorithms share, then one section each."""
+    """Fine-tuning on the metric: what all algorithms share, then one section each."""
+
+    feedback: Literal["training", "latest"] = "training"
+    crossfit: CrossfitParams = CrossfitParams()
 
     reward_type: Literal["ndcg", "hit", "mrr", "mixed"] = "ndcg"
     mixed: MixedReward = MixedReward()
@@ -252,14 +273,24 @@ class RLParams(Section):
     candidates: CandidateParams = CandidateParams()
     trainable: Literal["all", "body", "lora"] = "body"
     lora: LoraParams = LoraParams()
-    dropout: bool = True
+    dropout: bool = False
     sft_coef: Annotated[Float, Field(ge=0)] = 0.0
-    num_slates: Positive = 614_400
+    num_slates: Positive = 204_800
     weight_decay: Annotated[Float, Field(ge=0)] = 0.01
     eval_every: Positive = 50
     logging_steps: Positive = 1
     ppo: PPOParams = PPOParams()
     grpo: GRPOParams = GRPOParams()
+    sft_continued: ContinuedParams = ContinuedParams()
+
+    @model_validator(mode="after")
+    def _crossfit_freezes_the_items(self) -> Self:
+        if self.crossfit.split_points and self.trainable == "all":
+            raise ValueError(
+                "trainable: all would train item embeddings that crossfit replaces; "
+                "set trainable: body or lora, or crossfit.split_points: 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _slate_fits_the_candidates(self) -> Self:
@@ -330,6 +361,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _generated_slate_fits_the_context(self) -> Self:
+        if self.policy.generation == "autoregressive" and self.rl.crossfit.split_points:
+            raise ValueError("policy.generation: autoregressive needs rl.crossfit.split_points: 0")
         if self.policy.generation == "autoregressive" and self.rl.k > SLATE_ROOM:
             raise ValueError(f"rl.k ({self.rl.k}) must be at most {SLATE_ROOM} with policy.generation: autoregressive")
         return self

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import ModelOutput
 
 from rl4rec.cross_entropy import IGNORE, NextItemsLoss, SampledItems
+from rl4rec.leave_out import LeaveOutEmbeddings
 from rl4rec.scoring import Factors
 from rl4rec.slates import SlateLogProbs, greedy_slate, sample_slates, slate_log_probs
 from rl4rec.support import Histories, Support, build_support, length_groups, pad_histories
@@ -81,6 +82,7 @@ class SlatePolicy(PreTrainedModel):
         self.lm = lm
         self.generation_config = lm.generation_config
         self.next_items_loss = NextItemsLoss()  # set by the SFT trainer
+        self.leave_out: LeaveOutEmbeddings | None = None  # set by the RL trainers, never saved
         self.post_init()  # type: ignore[no-untyped-call]
 
     # --- plumbing that transformers expects -------------------------------------------------------
@@ -118,16 +120,36 @@ class SlatePolicy(PreTrainedModel):
             return torch.nn.functional.normalize(vectors, dim=-1)
         return vectors
 
+    def _input_name(self) -> str:
+        """Name of the token embeddings' weight inside the wrapped model's body."""
+        weight = self.get_input_embeddings().weight
+        return next(name for name, parameter in self.lm.base_model.named_parameters() if parameter is weight)
+
     # --- reading histories -----------------------------------------------------------------------
 
     def pad_histories(self, histories: Sequence[npt.NDArray[np.int64]]) -> Histories:
         """The latest `max_history` items of each history, right-padded, on the policy's device."""
         return pad_histories(histories, max_history=self.config.max_history, device=self.device)
 
-    def hidden_states(self, items: Tensor) -> Tensor:
-        """States at every position, (b, l, d), for right-padded item indices (b, l) with -1 as padding."""
+    def hidden_states(self, items: Tensor, table: int | None = None) -> Tensor:
+        """States at every position, (b, l, d), for right-padded item indices (b, l) with -1 as padding.
+
+        `table` reads the items through these leave-out embeddings instead of the policy's own.
+        """
         tokens = items.clamp_min(0) + self.config.item_offset
-        output = self.lm.base_model(input_ids=tokens, use_cache=False)
+        body = self.lm.base_model
+        if table is None:
+            output = body(input_ids=tokens, use_cache=False)
+        else:
+            assert self.leave_out is not None
+            weights = {
+                self._input_name(): self.leave_out.input_weight(
+                    self.get_input_embeddings().get_parameter("weight"), table
+                )
+            }
+            output = torch.func.functional_call(
+                body, weights, kwargs={"input_ids": tokens, "use_cache": False}, strict=False
+            )
         states: Tensor = output.last_hidden_state
         if self.config.score == "cosine":
             states = self._directions(states) / self.config.score_temperature
@@ -136,28 +158,44 @@ class SlatePolicy(PreTrainedModel):
     def prompt_states(self, histories: Histories) -> Tensor:
         """State after the last item of each history, (b, d)."""
         states, order = [], []
-        for rows, width in length_groups(histories.lengths):
-            hidden = self.hidden_states(histories.items[rows, :width])
-            states.append(hidden[torch.arange(len(rows), device=rows.device), histories.lengths[rows] - 1])
-            order.append(rows)
+        for table, members in _by_table(histories.tables, len(histories.lengths), histories.lengths.device):
+            for group, width in length_groups(histories.lengths[members]):
+                rows = members[group]
+                hidden = self.hidden_states(histories.items[rows, :width], table)
+                states.append(hidden[torch.arange(len(rows), device=rows.device), histories.lengths[rows] - 1])
+                order.append(rows)
         return torch.cat(states)[torch.cat(order).argsort()]
 
     def support(self, histories: Histories, candidates: Tensor | None = None) -> Support:
         """Candidates less the seen items (`mask_seen`): the one support of sampling and of all log-probabilities."""
         return build_support(histories, candidates, num_items=self.num_items, mask_seen=self.config.mask_seen)
 
-    def candidate_scores(self, states: Tensor, support: Support) -> Tensor:
-        """Scores of the candidates, (b, c), or (b, n, c) for states (b, n, d)."""
+    def candidate_scores(self, states: Tensor, support: Support, tables: Tensor | None = None) -> Tensor:
+        """Scores of the candidates, (b, c), or (b, n, c) for states (b, n, d).
+
+        `tables` (b,): score each row with these leave-out embeddings instead of the policy's own.
+        """
+        if tables is None:
+            return self._scores(states, support, self.item_embeddings())
+        assert self.leave_out is not None
+        parts, order = [], []
+        for table, rows in _by_table(tables, len(states), states.device):
+            listed = None if support.items is None else support.items[rows]
+            parts.append(self._scores(states[rows], Support(listed, support.mask[rows]), self.leave_out.outputs[table]))
+            order.append(rows)
+        return torch.cat(parts)[torch.cat(order).argsort()]
+
+    def _scores(self, states: Tensor, support: Support, embeddings: Tensor) -> Tensor:
         if support.items is None:
-            return states @ self.item_weight().T
+            return states @ self._directions(embeddings).T
         index = support.items.clamp_max(self.num_items - 1)
         # Scoring the catalogue and picking columns beats gathering rows of embeddings while it is small.
         if self.num_items <= 16 * index.shape[1]:
-            scores = states @ self.item_weight().T
+            scores = states @ self._directions(embeddings).T
             if scores.dim() == 3:
                 index = index.unsqueeze(1).expand(-1, scores.shape[1], -1)
             return scores.gather(-1, index)
-        rows = self._directions(self.item_embeddings()[index])  # (b, c, d)
+        rows = self._directions(embeddings[index])  # (b, c, d)
         if states.dim() == 3:
             return states @ rows.transpose(1, 2)
         return torch.einsum("bd,bcd->bc", states, rows)
@@ -218,7 +256,7 @@ class SlatePolicy(PreTrainedModel):
             result = self.log_probs(histories, support, slates, temperature=temperature, states=states)
             output.log_probs, output.entropy = result
         if targets is not None:
-            scores = self.candidate_scores(states, support).masked_fill(~support.mask, -torch.inf)
+            scores = self.candidate_scores(states, support, histories.tables).masked_fill(~support.mask, -torch.inf)
             index = support.positions(targets.view(-1, 1, 1)).flatten()
             output.target_loss = torch.nn.functional.cross_entropy(scores.float(), index)
         return output
@@ -247,7 +285,7 @@ class SlatePolicy(PreTrainedModel):
             return self._autoregressive_log_probs(histories, support, slates, temperature)
         if states is None:
             states = self.prompt_states(histories)
-        scores = self.candidate_scores(states, support) / temperature
+        scores = self.candidate_scores(states, support, histories.tables) / temperature
         return slate_log_probs(scores, support.mask, support.positions(slates))
 
     @torch.no_grad()
@@ -267,7 +305,8 @@ class SlatePolicy(PreTrainedModel):
         try:
             if self.config.generation == "autoregressive":
                 return self._autoregressive_sample(histories, support, num_slates, k, temperature, generator)
-            scores = self.candidate_scores(self.prompt_states(histories), support) / temperature
+            states = self.prompt_states(histories)
+            scores = self.candidate_scores(states, support, histories.tables) / temperature
             positions = sample_slates(scores, support.mask, num_slates=num_slates, k=k, generator=generator)
             return support.item_indices(positions)
         finally:
@@ -354,6 +393,13 @@ class SlatePolicy(PreTrainedModel):
             items = items.scatter(1, (rows.lengths + slot).unsqueeze(1), item)
             chosen.append(item)
         return torch.cat(chosen, 1).view(-1, num_slates, k)
+
+
+def _by_table(tables: Tensor | None, rows: int, device: torch.device) -> list[tuple[int | None, Tensor]]:
+    """The rows that each item table reads; None is the policy's own."""
+    if tables is None:
+        return [(None, torch.arange(rows, device=device))]
+    return [(int(table), (tables == table).nonzero().squeeze(1)) for table in sorted(set(tables.tolist()))]
 
 
 def _lm_config(config: SlatePolicyConfig) -> PreTrainedConfig:

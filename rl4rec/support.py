@@ -16,6 +16,7 @@ class Histories(NamedTuple):
 
     items: Tensor  # (b, l) item indices; -1 is padding
     lengths: Tensor  # (b,) at least 1
+    tables: Tensor | None = None  # (b,) which of the policy's leave-out item embeddings reads each; None: its own
 
 
 class Support(NamedTuple):

@@ -32,7 +32,7 @@ def make_workspace(root: Path, folder: Path, overrides: Path) -> None:
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / ".dvc").is_dir():
         raise UserError(f"{folder}: exists and is not a workspace; choose another folder")
-    changed = _merge(_read(root / "params.yaml"), _read(overrides))
+    changed = merge_settings(_read(root / "params.yaml"), _read(overrides))
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / ".params.yaml.new"
     draft.write_text(f"# Made from params.yaml and {overrides.name}.\n" + yaml.safe_dump(changed, sort_keys=False))
@@ -51,11 +51,12 @@ def make_workspace(root: Path, folder: Path, overrides: Path) -> None:
             link.symlink_to(os.path.relpath(root / name, folder), target_is_directory=(root / name).is_dir())
 
 
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def merge_settings(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings with some changed."""
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        merged[key] = merge_settings(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
 
 

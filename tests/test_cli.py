@@ -27,7 +27,7 @@ def test_check_params_prints_the_resolved_settings(tmp_path: Path) -> None:
     assert result.returncode == 0
     printed = yaml.safe_load(result.stdout)
     assert printed["sft"]["batch_size"] == 7
-    assert printed["rl"]["grpo"]["num_sample_generations"] == 16  # a default
+    assert printed["rl"]["grpo"]["num_sample_generations"] == 8  # a default
 
 
 def test_check_dvc_reports_problems_and_fails(tmp_path: Path) -> None:

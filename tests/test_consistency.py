@@ -45,7 +45,7 @@ stages:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    shared = [f"rl.{name}" for name in type(Params().rl).model_fields if name not in ("ppo", "grpo")]
+    shared = [f"rl.{name}" for name in type(Params().rl).model_fields if name not in ("ppo", "grpo", "sft_continued")]
     files = {
         "params.yaml": yaml.safe_dump(Params().model_dump(mode="json")),
         "dvc.yaml": DVC.replace("RL", ", ".join(shared)),

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,14 +114,27 @@ class PreparedData:
         """Where the item vocabulary is saved as a Hugging Face tokenizer."""
         return self.folder / "tokenizer"
 
-    def train_sequences(self) -> Ragged:
-        """The training part of every user: all but the last two items (all, for users with fewer than three)."""
+    def train_sequences(self, *, latest: bool = False) -> Ragged:
+        """The training part of every user: all but the last two items (all, for users with fewer than three).
+
+        `latest` adds the validation targets: for a final refit, when all settings are frozen.
+        """
+        held_out = 1 if latest else 2
         lengths = self.sequences.lengths
         if (lengths >= 3).all():
-            return self.sequences.drop_last(2)
+            return self.sequences.drop_last(held_out)
         return Ragged.from_rows(
-            [row[:-2] if len(row) >= 3 else row for row in (self.sequences[i] for i in range(len(lengths)))]
+            [row[:-held_out] if len(row) >= 3 else row for row in (self.sequences[i] for i in range(len(lengths)))]
         )
+
+    def shortened(self, count: int) -> PreparedData:
+        """Every split moved `count` items back: the data as they were before each user's last `count` interactions."""
+        if count == 0:
+            return self
+        sequences = self.sequences.drop_last(count)
+        earlier = replace(self, sequences=sequences)
+        counts = np.bincount(earlier.train_sequences().values, minlength=self.num_items)
+        return replace(earlier, item_counts=counts)
 
     def split(self, fold: Fold) -> Split:
         """Histories and targets of a fold, for the users that have at least three interactions."""

@@ -26,7 +26,7 @@ def load_scorer(name: str, data: PreparedData, models: Path) -> Scorer:
     if name == "popularity":
         return popularity_scorer(data)
     folder = models / name
-    stage = name if name == "sft" else f"rl@{name}"
+    stage = f"rl@{name}" if name in ("ppo", "grpo") else name
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no policy there (config.json is missing). Run `dvc repro {stage}` first.")
     # transformers takes seconds to import, and the baseline needs none of it

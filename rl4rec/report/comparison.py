@@ -16,7 +16,15 @@ from rl4rec.evaluation.protocols import DECIMALS, FOLDS, METRICS, Evaluation
 from rl4rec.params import CompareParams
 from rl4rec.statistics import FloatArray, bootstrap_mean, paired_bootstrap
 
-PAIRS = (("grpo", "sft"), ("ppo", "sft"), ("grpo", "ppo"), ("sft", "popularity"))
+PAIRS = (
+    ("grpo", "sft"),
+    ("ppo", "sft"),
+    ("grpo", "sft_continued"),
+    ("ppo", "sft_continued"),
+    ("sft_continued", "sft"),
+    ("grpo", "ppo"),
+    ("sft", "popularity"),
+)
 
 
 def interval_key(confidence: float) -> str:

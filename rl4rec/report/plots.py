@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"popularity": "#8a8f98", "sft": "#0f9d76", "ppo": "#d9730d", "grpo": "#3f7be0", "oracle": "#9b59d0"}
+COLOURS = {
+    "popularity": "#8a8f98",
+    "sft": "#0f9d76",
+    "sft_continued": "#5fbfa5",
+    "ppo": "#d9730d",
+    "grpo": "#3f7be0",
+    "oracle": "#9b59d0",
+}
 MARKERS = {"ppo": "s", "grpo": "o", "sft": "^"}
 _INK = "#52606d"  # text and axes; becomes the page's own text colour in HTML
 _STYLE: Any = {

@@ -8,7 +8,14 @@ from rich.table import Table
 
 from rl4rec.report.comparison import PAIRS, interval_key
 
-NAMES = {"popularity": "Popularity", "sft": "SFT", "ppo": "PPO", "grpo": "GRPO", "oracle": "Oracle"}
+NAMES = {
+    "popularity": "Popularity",
+    "sft": "SFT",
+    "sft_continued": "SFT continued",
+    "ppo": "PPO",
+    "grpo": "GRPO",
+    "oracle": "Oracle",
+}
 
 
 def verdict(interval: list[float]) -> str:

@@ -49,13 +49,25 @@ class PromptSet:
         max_history: items of a prefix that the policy reads, the latest.
         seed: of the order and of the candidates.
         mask_seen: leave out prompts whose target is among the items read: the policy may not propose it.
+        latest: the validation targets belong to the feedback too.
+        split_points: 0: every prefix of every sequence is a prompt. n: only those whose target is one of a user's
+            last n items, each with the leave-out table (seed modulo n) that has not seen it.
 
     Raises:
         UserError: there is no prompt.
     """
 
-    def __init__(self, data: PreparedData, *, max_history: int, seed: int, mask_seen: bool = True) -> None:
-        self._sequences: Ragged = data.train_sequences()
+    def __init__(
+        self,
+        data: PreparedData,
+        *,
+        max_history: int,
+        seed: int,
+        mask_seen: bool = True,
+        latest: bool = False,
+        split_points: int = 0,
+    ) -> None:
+        self._sequences: Ragged = data.train_sequences(latest=latest)
         self._max_history = max_history
         self._seed = seed
         self._num_items = data.num_items
@@ -64,10 +76,17 @@ class PromptSet:
         usable = position > 0
         if mask_seen:
             usable &= _since_last_taken(self._sequences) > max_history
+        self._tables = max(1, split_points)
+        from_end = np.repeat(self._sequences.offsets[1:], self._sequences.lengths) - np.arange(len(position)) - 1
+        if split_points:
+            # of users who have a target to hold out at that split point, as `PreparedData.split` counts them
+            full = np.repeat(data.sequences.lengths, self._sequences.lengths)
+            usable &= (from_end < split_points) & (full - from_end >= (3 if latest else 4))
         self._targets_at = np.flatnonzero(usable)  # index into the flat values, one a prompt
         if len(self._targets_at) == 0:
             raise UserError("no user has two training items (the last two of each are held out): no prompt for RL")
         self._position = position[self._targets_at]
+        self._table = from_end[self._targets_at] if split_points else np.zeros(len(self._targets_at), np.int64)
         self._epoch: int | None = None
         self._order = np.empty(0, np.int64)
 
@@ -84,7 +103,8 @@ class PromptSet:
         # From the visit's number, so a prompt meets other negatives when it comes again; below I^2, so that two item
         # tokens can carry it.
         visits = np.arange(start, start + count, dtype=np.int64)
-        seeds = (visits * 2654435761 + self._seed * 40503) % (2**31 - 1) % self._num_items**2
+        draws = (visits * 2654435761 + self._seed * 40503) % (2**31 - 1) % (self._num_items**2 // self._tables)
+        seeds = draws * self._tables + self._table[chosen]
         return PromptBatch(histories, values[ends], seeds)
 
     def _per_epoch(self, start: int, stop: int) -> list[tuple[int, int]]:

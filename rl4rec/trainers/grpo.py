@@ -27,11 +27,11 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rl4rec.data.prepared import PreparedData
 from rl4rec.distributed import refuse_data_parallel
+from rl4rec.leave_out import LeaveOutEmbeddings
 from rl4rec.metrics import slate_gains
 from rl4rec.params import GRPOParams, RLParams
 from rl4rec.policy import SlatePolicy, SlatePolicyOutput
 from rl4rec.rl.losses import kl_estimate
-from rl4rec.rl.prompts import PromptSet
 from rl4rec.trainers.callback import MonitorCallback
 from rl4rec.trainers.checkpoints import latest_checkpoint
 from rl4rec.trainers.monitor import Monitor, peak_memory_mb
@@ -40,9 +40,11 @@ from rl4rec.trainers.token_prompts import (
     TokenPromptPolicy,
     place_in_group,
     prompt_texts,
+    prompts_of,
     read_prompts,
 )
 from rl4rec.trainers.trainable import frozen_copy, set_dropout, set_trainable
+from rl4rec.trainers.updates import grpo_steps
 
 _RENAMED = {
     "loss": "train/loss",
@@ -68,19 +70,21 @@ def train_grpo(
     *,
     checkpoints: Path,
     digest: str,
+    leave_out: LeaveOutEmbeddings | None = None,
 ) -> None:
     """Fine-tune the SFT policy; the best one by validation is in the monitor's folder.
 
     Args:
         sft_folder: the warm start.
         tokenizer: of the policy's vocabulary.
-        data: prompts are all prefixes of the training sequences.
+        data: source of the prompts, see `prompts_of`.
         rl: the `rl` section.
         monitor: takes log rows and validations.
         checkpoints: folder for resuming an interrupted run.
         digest: identifies the run; only its own checkpoints are resumed.
+        leave_out: item embeddings that have not seen the prompts' targets (`rl.crossfit`).
     """
-    trainer = build_grpo(sft_folder, tokenizer, data, rl, monitor, checkpoints=checkpoints)
+    trainer = build_grpo(sft_folder, tokenizer, data, rl, monitor, checkpoints=checkpoints, leave_out=leave_out)
     resume = latest_checkpoint(checkpoints, digest)
     if resume is not None:
         monitor.load_state(resume)
@@ -96,6 +100,7 @@ def build_grpo(
     monitor: Monitor,
     *,
     checkpoints: Path,
+    leave_out: LeaveOutEmbeddings | None = None,
 ) -> SlateGRPOTrainer:
     """The trainer of `train_grpo`, ready to start."""
     params = rl.grpo
@@ -108,9 +113,7 @@ def build_grpo(
     # their ratio would be noise.
     set_dropout(policy, rl.dropout and params.num_iterations == 1)
 
-    prompts = PromptSet(
-        data, max_history=policy.config.max_history, seed=params.seed, mask_seen=policy.config.mask_seen
-    )
+    prompts = prompts_of(data, rl, policy, seed=params.seed)
     arguments = _arguments(rl, params, checkpoints, prompts=len(prompts))
     refuse_data_parallel(arguments.n_gpu)
     rollouts = -(-arguments.max_steps // params.num_iterations)
@@ -125,6 +128,8 @@ def build_grpo(
         processing_class=tokenizer,
     )
     trainer.use_reference(reference, kl_coef=params.kl_coef)
+    if leave_out is not None:
+        policy.leave_out = reference.leave_out = leave_out.to(trainer.accelerator.device)
     trainer.use_supervised_term(rl.sft_coef)
     trainer.slates_per_step = params.slates_per_step * arguments.world_size / params.num_iterations
     trainer.remove_callback(PrinterCallback)  # the monitor has the numbers
@@ -231,17 +236,6 @@ class SlateGRPOTrainer(GRPOTrainer):
         assert ours is not None and theirs is not None
         kl = kl_estimate(ours[rows, place], theirs[rows, place]).mean()
         self._metrics["train"]["kl"].append(self.accelerator.gather(kl).mean().item())
-
-
-def grpo_steps(rl: RLParams, params: GRPOParams, *, prompts: int, world: int = 1) -> int:
-    """Optimizer steps: `max_steps`, else `num_epochs` over the prompts, else the budget of slates."""
-    if params.max_steps is not None:
-        return params.max_steps
-    per_step = params.slates_per_step * world
-    slates = rl.num_slates
-    if params.num_epochs is not None:
-        slates = round(params.num_epochs * prompts) * params.num_sample_generations
-    return max(1, round(slates / per_step)) * params.num_iterations
 
 
 def _arguments(rl: RLParams, params: GRPOParams, folder: Path, *, prompts: int) -> GRPOConfig:

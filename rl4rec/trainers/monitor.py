@@ -36,7 +36,7 @@ class Monitor:
     The clock stands still during validation, so `seconds` is training time.
 
     Args:
-        validate: metrics of a policy on the validation fold.
+        validate: metrics of a policy on the validation fold; None: it is not held out (a refit), keep the last policy.
         metric: the one of them that chooses the best policy.
         report: takes each log row.
         best_folder: where the best policy is kept.
@@ -44,7 +44,7 @@ class Monitor:
     """
 
     def __init__(
-        self, *, validate: Validate, metric: str, report: Report, best_folder: Path, patience: int | None = None
+        self, *, validate: Validate | None, metric: str, report: Report, best_folder: Path, patience: int | None = None
     ) -> None:
         self._metric = metric
         self._validate = validate
@@ -85,6 +85,13 @@ class Monitor:
             return False
         self._spent = self.seconds
         training = policy.training
+        if self._validate is None:
+            self._validated_at, self._best_step = step, step
+            self._best = float(step)  # there is a policy to keep
+            if candidate and is_main_process():
+                save_policy(policy, self._best_folder)
+            self._resumed_at = time.perf_counter()
+            return False
         policy.train(False)
         metrics = self._validate(policy)
         self._validated_at = step

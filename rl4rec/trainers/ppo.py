@@ -35,17 +35,18 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from rl4rec.data.prepared import PreparedData
+from rl4rec.leave_out import LeaveOutEmbeddings
 from rl4rec.metrics import slate_gains
-from rl4rec.params import PPOParams, RLParams
+from rl4rec.params import RLParams
 from rl4rec.policy import SlatePolicy, SlatePolicyOutput
 from rl4rec.rl.advantages import bandit, explained_variance, gae, live_slots, whiten
 from rl4rec.rl.losses import AdaptiveKL, clipped_policy_loss, clipped_value_loss, kl_estimate, masked_mean
-from rl4rec.rl.prompts import PromptSet
 from rl4rec.support import Histories
 from rl4rec.trainers.checkpoints import keep_only, latest_checkpoint
 from rl4rec.trainers.monitor import Monitor, peak_memory_mb
-from rl4rec.trainers.token_prompts import CandidateRule
+from rl4rec.trainers.token_prompts import CandidateRule, prompts_of
 from rl4rec.trainers.trainable import frozen_copy, set_dropout, set_trainable
+from rl4rec.trainers.updates import ppo_steps
 
 
 class Rollout(NamedTuple):
@@ -53,6 +54,7 @@ class Rollout(NamedTuple):
 
     history_items: Tensor  # (b, l)
     history_lengths: Tensor  # (b,)
+    tables: Tensor | None  # (b,) leave-out item embeddings
     candidates: Tensor | None  # (b, c)
     targets: Tensor  # (b,)
     slates: Tensor  # (b, k) item indices
@@ -105,13 +107,23 @@ class PPOTrainer:
 
     Args:
         policy: the warm start, trained in place.
-        data: prompts are all prefixes of the training sequences.
+        data: source of the prompts, see `prompts_of`.
         rl: the `rl` section.
         monitor: takes log rows and validations.
         checkpoints: folder for resuming an interrupted run.
+        leave_out: item embeddings that have not seen the prompts' targets (`rl.crossfit`).
     """
 
-    def __init__(self, policy: SlatePolicy, data: PreparedData, rl: RLParams, monitor: Monitor, checkpoints: Path):
+    def __init__(
+        self,
+        policy: SlatePolicy,
+        data: PreparedData,
+        rl: RLParams,
+        monitor: Monitor,
+        checkpoints: Path,
+        *,
+        leave_out: LeaveOutEmbeddings | None = None,
+    ):
         self.rl, self.params, self.monitor, self.checkpoints = rl, rl.ppo, monitor, checkpoints
         self.accelerator = Accelerator(gradient_accumulation_steps=self.params.gradient_accumulation_steps)
         self.reference = frozen_copy(policy).to(self.accelerator.device)
@@ -120,9 +132,7 @@ class PPOTrainer:
         self.rule = CandidateRule(
             rl.candidates, torch.from_numpy(data.item_counts), exclude_seen=policy.config.mask_seen
         )
-        self.prompts = PromptSet(
-            data, max_history=policy.config.max_history, seed=self.params.seed, mask_seen=policy.config.mask_seen
-        )
+        self.prompts = prompts_of(data, rl, policy, seed=self.params.seed)
         world = self.accelerator.num_processes
         self.local_batch = self.params.slates_per_step
         self.slates_per_step = self.local_batch * world
@@ -135,6 +145,8 @@ class PPOTrainer:
         ]
         optimizer = torch.optim.AdamW(groups, weight_decay=rl.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if leave_out is not None:
+            policy.leave_out = self.reference.leave_out = leave_out.to(self.accelerator.device)
         self.scheduler = get_scheduler(self.params.lr_scheduler, optimizer, 0, self.total_steps)
         self.accelerator.register_for_checkpointing(self.scheduler)
         self.kl_control = AdaptiveKL(self.params.kl_coef, target=self.params.kl_target)
@@ -190,9 +202,11 @@ class PPOTrainer:
         policy, params = self.policy, self.params
         start = step * self.slates_per_step + self.accelerator.process_index * self.local_batch
         batch = self.prompts.visit(start, self.local_batch)
-        histories = policy.pad_histories(batch.histories)
+        seeds = torch.from_numpy(batch.seeds).to(policy.device)
+        tables = None if policy.leave_out is None else policy.leave_out.of_seeds(seeds)
+        histories = policy.pad_histories(batch.histories)._replace(tables=tables)
         targets = torch.from_numpy(batch.targets).to(policy.device)
-        candidates = self.rule.candidates(histories, targets, torch.from_numpy(batch.seeds).to(policy.device))
+        candidates = self.rule.candidates(histories, targets, seeds)
         support = policy.support(histories, candidates)
         slates = policy.sample(histories, support, num_slates=1, k=self.rl.k, temperature=params.temperature)[:, 0]
 
@@ -301,7 +315,7 @@ class PPOTrainer:
         seed = hash((self.params.seed, step, number, self.accelerator.process_index)) % 2**31
         with _seeded(seed, self.accelerator.device) if self.rl.dropout else nullcontext():
             result: tuple[SlatePolicyOutput, Tensor] = self.model(
-                Histories(part.history_items, part.history_lengths),
+                Histories(part.history_items, part.history_lengths, part.tables),
                 part.candidates,
                 part.slates,
                 self.params.temperature,
@@ -342,11 +356,3 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-def ppo_steps(rl: RLParams, params: PPOParams, *, prompts: int, world: int = 1) -> int:
-    """Steps (one rollout batch each): `max_steps`, else `num_epochs` over the prompts, else the budget of slates."""
-    if params.max_steps is not None:
-        return params.max_steps
-    slates = rl.num_slates if params.num_epochs is None else round(params.num_epochs * prompts)
-    return max(1, round(slates / (params.slates_per_step * world)))

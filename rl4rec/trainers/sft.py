@@ -51,7 +51,8 @@ def train_sft(
         checkpoints: folder for resuming an interrupted run, removed by the caller after success.
         digest: identifies the run; only its own checkpoints are resumed.
     """
-    cut = windows(data.train_sequences(), policy.config.max_history + 1)
+    sequences = data.train_sequences(latest=params.feedback == "latest")
+    cut = windows(sequences, policy.config.max_history + 1)
     if not cut:
         raise UserError("no user has two training items (the last two of each are held out): there is nothing to learn")
     dataset = Dataset.from_dict({"input_ids": cut})

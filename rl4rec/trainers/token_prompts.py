@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rl4rec.params import CandidateParams
+from rl4rec.data.prepared import PreparedData
+from rl4rec.params import CandidateParams, RLParams
 from rl4rec.policy import SlatePolicy, SlatePolicyConfig
 from rl4rec.rl.candidates import draw_candidates
-from rl4rec.rl.prompts import PromptBatch
+from rl4rec.rl.prompts import PromptBatch, PromptSet
 from rl4rec.support import Histories
 
 _SUFFIX = 4  # separator, target, two digits
@@ -63,7 +64,21 @@ def read_prompts(tokens: Tensor, policy: SlatePolicy) -> Prompts:
     source = torch.arange(history.shape[1], device=tokens.device) + (history.shape[1] - lengths).unsqueeze(1)
     inside = source < history.shape[1]
     aligned = torch.where(inside, history.gather(1, source.clamp_max(history.shape[1] - 1)), -1)
-    return Prompts(Histories(aligned[:, : int(lengths.max())], lengths), target, high * items + low, rows)
+    seeds = high * items + low
+    tables = None if policy.leave_out is None else policy.leave_out.of_seeds(seeds)
+    return Prompts(Histories(aligned[:, : int(lengths.max())], lengths, tables), target, seeds, rows)
+
+
+def prompts_of(data: PreparedData, rl: RLParams, policy: SlatePolicy, *, seed: int) -> PromptSet:
+    """The prompts of an RL run: all training prefixes, or with `rl.crossfit` the targets of its split points."""
+    return PromptSet(
+        data,
+        max_history=policy.config.max_history,
+        seed=seed,
+        mask_seen=policy.config.mask_seen,
+        latest=rl.feedback == "latest",
+        split_points=rl.crossfit.split_points,
+    )
 
 
 class CandidateRule:

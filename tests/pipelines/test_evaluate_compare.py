@@ -59,7 +59,7 @@ def test_evaluate_then_compare(workspace: Path) -> None:
     assert early.returncode == 2 and "dvc repro evaluate@sft" in early.stderr
     assert "Traceback" not in early.stderr and not (workspace / "metrics" / "comparison.json").exists()
 
-    for policy in ("sft", "ppo", "grpo"):
+    for policy in ("sft", "sft_continued", "ppo", "grpo"):
         shutil.copy(workspace / "metrics" / "popularity.json", workspace / "metrics" / f"{policy}.json")
         shutil.copy(workspace / "ranks" / "popularity.parquet", workspace / "ranks" / f"{policy}.parquet")
     done = run_script(workspace, "compare.py")

@@ -19,8 +19,17 @@ from rl4rec.params import load_params
 from rl4rec.workspace import make_workspace
 
 ROOT = Path(__file__).parents[2]
-POLICIES = ("popularity", "sft", "ppo", "grpo")
-STAGES = {"prepare", "sft", "rl@ppo", "rl@grpo", *(f"evaluate@{policy}" for policy in POLICIES), "compare"}
+POLICIES = ("popularity", "sft", "sft_continued", "ppo", "grpo")
+STAGES = {
+    "prepare",
+    "sft",
+    "crossfit",
+    "sft_continued",
+    "rl@ppo",
+    "rl@grpo",
+    *(f"evaluate@{policy}" for policy in POLICIES),
+    "compare",
+}
 TINY: dict[str, Any] = {
     "data": {"source": "simulated", "simulated": {"users": 80, "items": 40, "tastes": 2}, "k_core": 1},
     "policy": {"n_embd": 8, "max_history": 8},
@@ -104,7 +113,8 @@ def test_every_output_is_there(project: Path) -> None:
     assert low <= high
     assert "GRPO" in (project / "reports" / "comparison.md").read_text()
     assert (project / "reports" / "comparison.html").is_file()
-    for policy in ("sft", "ppo", "grpo"):
+    assert (project / "models/crossfit/leave_out.safetensors").is_file()
+    for policy in ("sft", "sft_continued", "ppo", "grpo"):
         assert (project / "models" / policy / "model.safetensors").is_file()
         *_, summary = (json.loads(line) for line in (project / "logs" / f"{policy}.jsonl").read_text().splitlines())
         assert summary["summary"] is True
@@ -146,7 +156,9 @@ def test_mlflow_has_a_run_for_the_pipeline_and_one_for_each_stage(project: Path)
         assert name in ppo
         assert name in grpo
     models = client.search_logged_models([experiment.experiment_id])
-    assert {model.source_run_id for model in models} == {runs[n].info.run_id for n in ("sft", "rl-ppo", "rl-grpo")}
+    assert {model.source_run_id for model in models} == {
+        runs[n].info.run_id for n in ("sft", "sft_continued", "rl-ppo", "rl-grpo")
+    }
     assert any("comparison.html" in a.path for a in client.list_artifacts(runs["compare"].info.run_id, "report"))
 
 
@@ -172,10 +184,11 @@ def test_a_logged_policy_serves_raw_item_ids(project: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "stages"),
     [
-        ("rl.grpo.learning_rate=8e-05", {"rl@grpo", "compare"}),
+        ("rl.grpo.learning_rate=8e-05", {"rl@grpo", "sft_continued", "compare"}),
         ("rl.ppo.clip_range=0.3", {"rl@ppo", "compare"}),
-        ("rl.num_slates=256", {"rl@ppo", "rl@grpo", "compare"}),
-        ("sft.seed=3", {"sft"}),
+        ("rl.num_slates=256", {"rl@ppo", "rl@grpo", "sft_continued", "compare"}),
+        ("rl.crossfit.num_epochs=3", {"crossfit", "rl@ppo", "rl@grpo", "sft_continued", "compare"}),
+        ("sft.seed=3", {"sft", "crossfit"}),
         ("policy.dropout=0.1", {"sft"}),
         ("compare.seed=1", {"compare"}),
         ("evaluate.seed=1", {f"evaluate@{policy}" for policy in POLICIES} | {"compare"}),
@@ -201,7 +214,7 @@ def test_a_setting_changes_only_the_stages_that_read_it(project: Path, key: str,
 
 def test_an_experiment_reruns_only_what_it_changes(project: Path) -> None:
     output = run(project, "dvc", "exp", "run", "-S", "rl.grpo.learning_rate=8e-05")
-    assert stages_run(output) == {"rl@grpo", "evaluate@grpo", "compare"}
+    assert stages_run(output) == {"rl@grpo", "sft_continued", "evaluate@grpo", "compare"}
     default = load_params(ROOT / "params.yaml").rl.grpo.learning_rate
     assert run(project, "dvc", "params", "diff").split()[-2:] == [str(default), "8e-05"]
     assert "grpo" in run(project, "dvc", "exp", "show", "--csv")

@@ -66,3 +66,33 @@ def test_targets_that_the_policy_may_not_propose_are_no_prompts(tiny_data: Prepa
 def test_data_without_any_prompt_is_a_users_error(tiny_data: PreparedData) -> None:
     with pytest.raises(UserError, match="no user has two training items"):
         PromptSet(small([[1, 2, 3]], tiny_data), max_history=8, seed=0)
+
+
+def test_split_points_ask_for_held_out_targets_with_the_table_that_has_not_seen_them(tiny_data: PreparedData) -> None:
+    rows = [[1, 2, 3, 4, 5, 6], [7, 8, 9, 10], [11, 12, 13], [14, 15], [1, 2, 1, 3, 4]]
+    data = small(rows, tiny_data)
+    prompts = PromptSet(data, max_history=8, seed=0, split_points=2)
+    batch = prompts.visit(0, len(prompts))
+    found = {
+        (int(seed) % 2, tuple(history.tolist()), int(target))
+        for seed, history, target in zip(batch.seeds, batch.histories, batch.targets, strict=True)
+    }
+    expected = set()
+    for table in range(2):
+        fold = data.shortened(table + 1).split("valid")
+        expected |= {
+            (table, tuple(fold.history[row].tolist()), int(fold.targets[row]))
+            for row in range(len(fold.targets))
+            if len(fold.history[row]) and fold.targets[row] not in fold.history[row]
+        }
+    assert found == expected == {(0, (1, 2, 3), 4), (1, (1, 2), 3), (0, (7,), 8), (1, (1,), 2)}
+    latest = PromptSet(data, max_history=8, seed=0, split_points=1, latest=True)
+    assert sorted(latest.visit(0, len(latest)).targets.tolist()) == [3, 5, 9, 12]
+    assert (batch.seeds < data.num_items**2).all()
+
+
+def test_the_latest_feedback_adds_the_validation_targets(tiny_data: PreparedData) -> None:
+    data = small([[1, 2, 3, 4], [5, 6]], tiny_data)
+    assert [data.train_sequences(latest=True)[row].tolist() for row in range(2)] == [[1, 2, 3], [5, 6]]
+    prompts = PromptSet(data, max_history=8, seed=0, latest=True)
+    assert sorted(prompts.visit(0, len(prompts)).targets.tolist()) == [2, 3, 6]

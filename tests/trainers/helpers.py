@@ -7,7 +7,7 @@ import torch
 
 from rl4rec.data.prepared import PreparedData
 from rl4rec.evaluation.validation import validate
-from rl4rec.params import CandidateParams, GRPOParams, PPOParams, RLParams
+from rl4rec.params import CandidateParams, CrossfitParams, GRPOParams, PPOParams, RLParams
 from rl4rec.policy import SlatePolicy
 from rl4rec.trainers.monitor import Monitor
 
@@ -41,10 +41,13 @@ def rl_params(**changes: object) -> RLParams:
         "candidates": CandidateParams(negatives=8),
         "trainable": "all",
         "dropout": False,
+        "crossfit": CrossfitParams(split_points=0),
         "eval_every": 4,
         "logging_steps": 2,
-        "ppo": PPOParams(batch_size=32, mini_batch_size=16, ppo_epochs=2, learning_rate=5e-3, max_steps=8),
-        "grpo": GRPOParams(batch_size=8, num_sample_generations=4, learning_rate=5e-3, max_steps=8),
+        "ppo": PPOParams(
+            batch_size=32, mini_batch_size=16, ppo_epochs=2, learning_rate=5e-3, temperature=1.0, max_steps=8
+        ),
+        "grpo": GRPOParams(batch_size=8, num_sample_generations=4, learning_rate=5e-3, temperature=1.0, max_steps=8),
     }
     return RLParams.model_validate(values | changes)
 

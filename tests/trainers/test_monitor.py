@@ -144,3 +144,20 @@ def test_dropout_can_be_turned_off(tiny_policy: SlatePolicy) -> None:
     assert any(m.p == 0.5 for m in tiny_policy.modules() if isinstance(m, torch.nn.Dropout))
     set_dropout(tiny_policy, False)
     assert all(m.p == 0.0 for m in tiny_policy.modules() if isinstance(m, torch.nn.Dropout))
+
+
+def test_without_a_validation_fold_the_last_policy_is_kept(tiny_policy: SlatePolicy, tmp_path: Path) -> None:
+    rows: list[dict[str, float]] = []
+    monitor = Monitor(
+        validate=None, metric="full/ndcg@10", report=lambda row: rows.append(dict(row)), best_folder=tmp_path / "best"
+    )
+    for step in (0, 1, 2):
+        with torch.no_grad():
+            tiny_policy.lm.get_input_embeddings().weight.fill_(float(step))
+        assert monitor.validate(tiny_policy, step=step, samples=step, candidate=step > 0) is False
+    best = SlatePolicy.from_pretrained(tmp_path / "best")
+    assert (best.lm.get_input_embeddings().weight == 2.0).all()
+    assert rows == []
+    (tmp_path / "state").mkdir()
+    monitor.save_state(tmp_path / "state")
+    assert (tmp_path / "state/best/model.safetensors").is_file()

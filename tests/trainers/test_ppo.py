@@ -13,7 +13,14 @@ from rl4rec.seeding import seed_everything
 from rl4rec.trainers.ppo import PPOTrainer, ppo_steps
 from tests.trainers.helpers import make_monitor, raises_interrupted, rl_params, same_weights
 
-BASE = {"batch_size": 32, "mini_batch_size": 16, "ppo_epochs": 2, "learning_rate": 5e-3, "max_steps": 8}
+BASE = {
+    "batch_size": 32,
+    "mini_batch_size": 16,
+    "ppo_epochs": 2,
+    "learning_rate": 5e-3,
+    "temperature": 1.0,
+    "max_steps": 8,
+}
 
 
 @pytest.fixture

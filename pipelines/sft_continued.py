@@ -1,0 +1,52 @@
+"""Stage `sft_continued`: the control, GRPO's updates as cross-entropy; writes models/sft_continued and its log."""
+
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from rl4rec.data.prepared import load_prepared
+from rl4rec.distributed import is_main_process
+from rl4rec.evaluation.validation import validate
+from rl4rec.leave_out import load_leave_out
+from rl4rec.params import Params
+from rl4rec.policy import SlatePolicy
+from rl4rec.seeding import seed_everything
+from rl4rec.stage import run_stage
+from rl4rec.tracking import stage_run
+from rl4rec.trainers.checkpoints import run_digest, weights_digest
+from rl4rec.trainers.continued import ContinuedSFTTrainer
+from rl4rec.trainers.history import TrainingLog
+from rl4rec.trainers.monitor import Monitor
+
+START, CROSSFIT, OUT = Path("models/sft"), Path("models/crossfit"), Path("models/sft_continued")
+CHECKPOINTS, LOG = Path("checkpoints/sft_continued"), Path("logs/sft_continued.jsonl")
+
+
+def main(params: Params) -> None:
+    rl, data = params.rl, load_prepared(Path("data/prepared"))
+    digest = run_digest({"rl": rl.model_dump(exclude={"ppo"}), "start": weights_digest(START)})
+    leave_out = load_leave_out(CROSSFIT, tables=rl.crossfit.split_points)
+
+    def measure(policy: SlatePolicy) -> dict[str, float]:
+        return validate(policy.factors, data, k=rl.k, batch_size=params.evaluate.batch_size)
+
+    with stage_run("sft_continued", params) as run, TrainingLog(LOG, run.log_metrics) as log:
+        run.log_dataset(data, context="training")
+        monitor = Monitor(
+            validate=measure if rl.feedback == "training" else None,
+            metric=f"full/ndcg@{rl.k}",
+            report=log,
+            best_folder=OUT,
+        )
+        seed_everything(rl.sft_continued.seed)
+        policy = SlatePolicy.from_pretrained(START)
+        ContinuedSFTTrainer(policy, data, rl, monitor, CHECKPOINTS, leave_out=leave_out).train(digest=digest)
+        if is_main_process():
+            PreTrainedTokenizerFast.from_pretrained(START).save_pretrained(OUT)
+            run.log_policy(OUT, data)
+            shutil.rmtree(CHECKPOINTS)
+
+
+if __name__ == "__main__":
+    run_stage(main)
