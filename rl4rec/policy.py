@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 
 from rl4rec.cross_entropy import IGNORE, NextItemsLoss, SampledItems
 from rl4rec.leave_out import LeaveOutEmbeddings
+from rl4rec.noise import combine
 from rl4rec.scoring import Factors
 from rl4rec.slates import SlateLogProbs, greedy_slate, sample_slates, slate_log_probs
 from rl4rec.support import Histories, Support, build_support, length_groups, pad_histories
@@ -297,17 +298,21 @@ class SlatePolicy(PreTrainedModel):
         num_slates: int,
         k: int,
         temperature: float = 1.0,
+        keys: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw slates of distinct items, (b, num_slates, k) item indices, in evaluation mode (no dropout)."""
+        """Draw slates of distinct items, (b, num_slates, k) item indices, in evaluation mode (no dropout).
+
+        With `keys` (b,), int64 below 2^32, a prompt's slates depend on its scores and its key alone.
+        """
         training = self.training
         self.train(False)
         try:
             if self.config.generation == "autoregressive":
-                return self._autoregressive_sample(histories, support, num_slates, k, temperature, generator)
+                return self._autoregressive_sample(histories, support, num_slates, k, temperature, keys, generator)
             states = self.prompt_states(histories)
             scores = self.candidate_scores(states, support, histories.tables) / temperature
-            positions = sample_slates(scores, support.mask, num_slates=num_slates, k=k, generator=generator)
+            positions = sample_slates(scores, support.mask, num_slates=num_slates, k=k, keys=keys, generator=generator)
             return support.item_indices(positions)
         finally:
             self.train(training)
@@ -374,6 +379,7 @@ class SlatePolicy(PreTrainedModel):
         num_slates: int,
         k: int,
         temperature: float,
+        keys: Tensor | None,
         generator: torch.Generator | None,
     ) -> Tensor:
         rows = Histories(
@@ -381,13 +387,16 @@ class SlatePolicy(PreTrainedModel):
         )
         listed = None if support.items is None else support.items.repeat_interleave(num_slates, 0)
         open_ = support.mask.repeat_interleave(num_slates, 0)  # (b*g, c)
+        numbers = torch.arange(num_slates * k, device=open_.device).view(1, num_slates, k)
+        slots = [None] * k if keys is None else combine(keys.view(-1, 1, 1), numbers).flatten(0, 1).unbind(1)  # (b*g,)
         chosen: list[Tensor] = []
         items = torch.nn.functional.pad(rows.items, (0, k), value=-1)
         for slot in range(k):
             width = rows.items.shape[1] + slot
             states = self.prompt_states(Histories(items[:, :width], rows.lengths + slot))
             scores = self.candidate_scores(states, Support(listed, open_)) / temperature
-            position = sample_slates(scores, open_, num_slates=1, k=1, generator=generator).view(-1, 1)
+            drawn = sample_slates(scores, open_, num_slates=1, k=1, keys=slots[slot], generator=generator)
+            position = drawn.view(-1, 1)
             open_ = open_.scatter(1, position, False)
             item = position if listed is None else listed.gather(1, position)
             items = items.scatter(1, (rows.lengths + slot).unsqueeze(1), item)

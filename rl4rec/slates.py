@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rl4rec.noise import combine, exponential
+
 # Below this share of remaining probability mass, 1 - sum(p) has lost too many digits: recompute slot by slot.
 _MASS_FLOOR = 1e-6
 
@@ -27,7 +29,13 @@ class SlateLogProbs(NamedTuple):
 
 
 def sample_slates(
-    scores: Tensor, support: Tensor, *, num_slates: int, k: int, generator: torch.Generator | None = None
+    scores: Tensor,
+    support: Tensor,
+    *,
+    num_slates: int,
+    k: int,
+    keys: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Draw slates by Gumbel top-k: perturb the scores, keep the k largest (Kool et al. 2019, section 3).
 
@@ -36,7 +44,8 @@ def sample_slates(
         support: (b, c) bool, which candidates may be chosen.
         num_slates: slates a prompt, all from the same scores.
         k: slots.
-        generator: source of randomness on the device of `scores`; the global one by default.
+        keys: (b,) int64 below 2^32; then a prompt's slates depend on its scores and its key alone.
+        generator: without keys, source of randomness on the device of `scores`; the global one by default.
 
     Returns:
         (b, num_slates, k) int64 positions.
@@ -46,9 +55,13 @@ def sample_slates(
     """
     _check_support(support, k)
     batch, candidates = scores.shape
-    exponential = torch.empty(batch, num_slates, candidates, dtype=torch.float32, device=scores.device)
-    exponential.exponential_(generator=generator)
-    gumbel = -exponential.clamp_min_(torch.finfo(torch.float32).tiny).log_()  # (b, g, c)
+    if keys is None:
+        clocks = torch.empty(batch, num_slates, candidates, dtype=torch.float32, device=scores.device)
+        clocks.exponential_(generator=generator)
+    else:
+        numbers = torch.arange(num_slates, device=keys.device)
+        clocks = exponential(combine(keys.unsqueeze(1), numbers), candidates)
+    gumbel = clocks.clamp_min_(torch.finfo(torch.float32).tiny).log_().neg_()  # (b, g, c)
     perturbed = (gumbel + scores.detach().float().unsqueeze(1)).masked_fill_(~support.unsqueeze(1), -torch.inf)
     return perturbed.topk(k, dim=-1).indices
 

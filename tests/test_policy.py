@@ -1,6 +1,7 @@
 """The slate policy: reading histories, supports, both generation routes, saving."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,15 +64,29 @@ def test_autoregressive_log_probs_are_those_of_the_language_model_step_by_step(t
     assert result.log_probs[0, 0].tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_autoregressive_sampling_follows_its_log_probs(tiny_policy: SlatePolicy) -> None:
+@pytest.mark.parametrize("source", [{"generator": torch.Generator().manual_seed(0)}, {"keys": torch.tensor([7])}])
+def test_autoregressive_sampling_follows_its_log_probs(tiny_policy: SlatePolicy, source: dict[str, Any]) -> None:
     tiny_policy.config.generation = "autoregressive"
     histories = tiny_policy.pad_histories([np.array([1, 2])])
     support = tiny_policy.support(histories, torch.tensor([[5, 6, 7]]))
-    slates = tiny_policy.sample(histories, support, num_slates=6000, k=2, generator=torch.Generator().manual_seed(0))
+    slates = tiny_policy.sample(histories, support, num_slates=6000, k=2, **source)
     for slate in ([5, 6], [6, 5], [7, 5], [5, 7], [6, 7], [7, 6]):
         share = (slates[0] == torch.tensor(slate)).all(-1).double().mean().item()
         log_prob = tiny_policy.log_probs(histories, support, torch.tensor([[slate]])).log_probs.sum()
         assert share == pytest.approx(log_prob.exp().item(), abs=0.03)
+
+
+@pytest.mark.parametrize("generation", ["slate", "autoregressive"])
+def test_slates_of_a_key_do_not_depend_on_the_batch(tiny_policy: SlatePolicy, generation: str) -> None:
+    tiny_policy.config.generation = generation
+    keys = torch.tensor([11, 2**32 - 1, 11])
+    drawn = []
+    for rows in ([0, 1, 2], [2], [1, 0]):
+        histories = tiny_policy.pad_histories([HISTORIES[row] for row in rows])
+        support = tiny_policy.support(histories)
+        drawn.append(tiny_policy.sample(histories, support, num_slates=3, k=4, keys=keys[rows]))
+    assert torch.equal(drawn[0][[2]], drawn[1]) and torch.equal(drawn[0][[1, 0]], drawn[2])
+    assert len(drawn[0][0].unique(dim=0)) == 3  # a prompt's slates have noise of their own
 
 
 def test_both_routes_agree_on_the_first_slot(tiny_policy: SlatePolicy) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -73,11 +74,11 @@ def test_gradient_of_log_probs_and_entropy_is_that_of_the_definition(scale: floa
     assert torch.allclose(gradient, expected, atol=1e-5)
 
 
-def test_gumbel_top_k_draws_from_the_distribution() -> None:
+@pytest.mark.parametrize("source", [{"generator": torch.Generator().manual_seed(3)}, {"keys": torch.tensor([3])}])
+def test_gumbel_top_k_draws_from_the_distribution(source: dict[str, Any]) -> None:
     weights = [4.0, 3.0, 2.0, 1.0]
-    generator = torch.Generator().manual_seed(3)
     scores = torch.tensor([weights]).log()
-    drawn = sample_slates(scores, torch.ones(1, 4, dtype=torch.bool), num_slates=40_000, k=2, generator=generator)[0]
+    drawn = sample_slates(scores, torch.ones(1, 4, dtype=torch.bool), num_slates=40_000, k=2, **source)[0]
     for slate in itertools.permutations(range(4), 2):
         share = (drawn == torch.tensor(slate)).all(-1).double().mean().item()
         expected = probability(weights, slate)

@@ -13,9 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rl4rec.noise import mix
 from rl4rec.support import Histories
-
-_MASK32 = 0xFFFFFFFF
 
 
 def draw_candidates(
@@ -48,7 +47,7 @@ def draw_candidates(
     seen = histories.items if exclude_seen else histories.items[:, :0]
     excluded = torch.cat([seen, targets.unsqueeze(1)], 1).sort(1).values  # (b, l + 1)
     draws = min(num_items, negatives + excluded.shape[1])
-    keys = _mix(_mix(seeds & _MASK32) ^ _mix((seeds >> 32) + 0x9E3779B9) ^ _mix(targets + 0x85EBCA6B))  # (b,)
+    keys = mix(mix(seeds) ^ mix((seeds >> 32) + 0x9E3779B9) ^ mix(targets + 0x85EBCA6B))  # (b,)
     match source:
         case "uniform":
             drawn = _permutation_prefix(keys, count=draws, size=num_items)
@@ -62,14 +61,6 @@ def draw_candidates(
     return candidates.sort(1).values[:, : negatives + 1].contiguous()
 
 
-def _mix(x: Tensor) -> Tensor:
-    """32-bit finaliser of MurmurHash3, on int64 tensors (products stay below 2^63)."""
-    x = x & _MASK32
-    x = ((x ^ (x >> 16)) * 0x45D9F3B) & _MASK32
-    x = ((x ^ (x >> 16)) * 0x45D9F3B) & _MASK32
-    return x ^ (x >> 16)
-
-
 def _permutation_prefix(keys: Tensor, *, count: int, size: int) -> Tensor:
     """First `count` values of a keyed permutation of 0..size-1 for each key: distinct, uniform, O(count).
 
@@ -80,7 +71,7 @@ def _permutation_prefix(keys: Tensor, *, count: int, size: int) -> Tensor:
     low = (1 << half) - 1
     halves = torch.arange(low + 1, device=keys.device)
     rounds = torch.arange(4, device=keys.device).unsqueeze(1) * 0x27D4EB2F
-    table = (_mix(halves ^ rounds ^ keys.view(-1, 1, 1)) & low).flatten()  # (b, 4, 2^half)
+    table = (mix(halves ^ rounds ^ keys.view(-1, 1, 1)) & low).flatten()  # (b, 4, 2^half)
     base = (torch.arange(len(keys), device=keys.device) * (4 * (low + 1))).repeat_interleave(count)
     value = torch.arange(count, device=keys.device).repeat(len(keys))
     walking = torch.arange(len(value), device=keys.device)
@@ -98,7 +89,7 @@ def _permutation_prefix(keys: Tensor, *, count: int, size: int) -> Tensor:
 def _exponential_race(keys: Tensor, weights: Tensor, *, count: int) -> Tensor:
     """Weighted sampling without replacement for each key: the items whose exponential clocks ring first."""
     items = torch.arange(len(weights), device=keys.device)
-    bits = _mix(_mix(items + 0x165667B1).unsqueeze(0) ^ keys.unsqueeze(1))  # (b, I)
+    bits = mix(mix(items + 0x165667B1).unsqueeze(0) ^ keys.unsqueeze(1))  # (b, I)
     uniform = (bits.double() + 0.5) / 2**32
     arrival = -uniform.log() / weights.double()
     return arrival.topk(count, dim=1, largest=False, sorted=True).indices

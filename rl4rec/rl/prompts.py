@@ -19,7 +19,11 @@ class PromptBatch(NamedTuple):
 
     histories: list[IntArray]  # item indices, oldest first, at most `max_history`
     targets: IntArray  # (b,) the item that came next
-    seeds: IntArray  # (b,) of the candidate draws
+    seeds: IntArray  # (b,) of the draws of candidates and slates
+
+    def share(self, rank: int, world: int) -> PromptBatch:
+        """Every `world`-th prompt from `rank` on: the part of one of several processes."""
+        return PromptBatch(self.histories[rank::world], self.targets[rank::world], self.seeds[rank::world])
 
 
 def check_slate_fits(data: PreparedData, *, k: int, max_history: int, mask_seen: bool) -> None:

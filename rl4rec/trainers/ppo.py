@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -37,6 +36,7 @@ from transformers import get_scheduler
 from rl4rec.data.prepared import PreparedData
 from rl4rec.leave_out import LeaveOutEmbeddings
 from rl4rec.metrics import slate_gains
+from rl4rec.noise import combine
 from rl4rec.params import RLParams
 from rl4rec.policy import SlatePolicy, SlatePolicyOutput
 from rl4rec.rl.advantages import bandit, explained_variance, gae, live_slots, whiten
@@ -150,8 +150,6 @@ class PPOTrainer:
         self.scheduler = get_scheduler(self.params.lr_scheduler, optimizer, 0, self.total_steps)
         self.accelerator.register_for_checkpointing(self.scheduler)
         self.kl_control = AdaptiveKL(self.params.kl_coef, target=self.params.kl_target)
-        if world > 1:
-            set_seed(self.params.seed, device_specific=True)  # every process samples slates of its own
 
     @property
     def policy(self) -> SlatePolicy:
@@ -200,15 +198,23 @@ class PPOTrainer:
     def rollout(self, step: int, *, measure_kl: bool) -> tuple[Rollout, dict[str, float]]:
         """Sample a slate for each prompt of this step and work out its advantages."""
         policy, params = self.policy, self.params
-        start = step * self.slates_per_step + self.accelerator.process_index * self.local_batch
-        batch = self.prompts.visit(start, self.local_batch)
+        # in turns, so that the n-th mini-batches of all processes are the n-th one of a single process
+        batch = self.prompts.visit(step * self.slates_per_step, self.slates_per_step)
+        batch = batch.share(self.accelerator.process_index, self.accelerator.num_processes)
         seeds = torch.from_numpy(batch.seeds).to(policy.device)
         tables = None if policy.leave_out is None else policy.leave_out.of_seeds(seeds)
         histories = policy.pad_histories(batch.histories)._replace(tables=tables)
         targets = torch.from_numpy(batch.targets).to(policy.device)
         candidates = self.rule.candidates(histories, targets, seeds)
         support = policy.support(histories, candidates)
-        slates = policy.sample(histories, support, num_slates=1, k=self.rl.k, temperature=params.temperature)[:, 0]
+        slates = policy.sample(
+            histories,
+            support,
+            num_slates=1,
+            k=self.rl.k,
+            temperature=params.temperature,
+            keys=combine(seeds, targets),
+        )[:, 0]
 
         weights = (self.rl.mixed.ndcg, self.rl.mixed.hit, self.rl.mixed.mrr)
         gains = slate_gains(slates, targets, reward_type=self.rl.reward_type, weights=weights)  # (b, k)
@@ -236,7 +242,7 @@ class PPOTrainer:
             advantages, returns = gae(rewards, old_values, live, gamma=params.gamma, lam=params.lam)
         else:
             advantages, returns = bandit(rewards * live, old_values, live)
-        stats["explained_variance"] = explained_variance(old_values, returns, live)
+        stats["explained_variance"] = explained_variance(*self.accelerator.gather((old_values, returns, live)))
         if params.whiten_advantages:
             advantages = self._whiten_over_processes(advantages, live)
         rollout = drawn._replace(
@@ -297,17 +303,23 @@ class PPOTrainer:
             values, part.old_values, part.returns, part.live, clip_range=params.clip_range_value
         )
         entropy = masked_mean(output.entropy[:, 0], part.live)
-        loss = policy_loss + params.value_coef * value_loss - params.entropy_coef * entropy
+        share = self._share_of_live(part.live)
+        loss = share * (policy_loss + params.value_coef * value_loss - params.entropy_coef * entropy)
         stats = {
-            "loss": policy_loss.item(),
-            "value_loss": value_loss.item(),
+            "loss": share * policy_loss.item(),
+            "value_loss": share * value_loss.item(),
             "entropy": output.entropy.mean().item(),  # over all slots, as GRPO logs it; the bonus is over live ones
-            "clip_fraction": clip_fraction.item(),
+            "clip_fraction": share * clip_fraction.item(),
         }
         if output.target_loss is not None:
             loss = loss + self.rl.sft_coef * output.target_loss
             stats["target_loss"] = output.target_loss.item()
         return loss, stats
+
+    def _share_of_live(self, live: Tensor) -> float:
+        """Live slots here over the mean over processes: turns the mean of masked means into the mean over all slots."""
+        count = live.sum().float()
+        return float(count / self.accelerator.reduce(count, "mean"))
 
     def _forward(self, part: Rollout, step: int, number: int) -> tuple[SlatePolicyOutput, Tensor]:
         """Log-probabilities and values of a mini-batch, under the dropout mask of (step, mini-batch)."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rl4rec.data.prepared import PreparedData
+from rl4rec.noise import combine
 from rl4rec.params import CandidateParams, RLParams
 from rl4rec.policy import SlatePolicy, SlatePolicyConfig
 from rl4rec.rl.candidates import draw_candidates
@@ -129,6 +130,7 @@ class TokenPromptPolicy(SlatePolicy):
             num_slates=int(place.max()) + 1,
             k=self.slate_length,
             temperature=self.temperature,
+            keys=combine(prompts.seeds, prompts.targets),
         )
         return torch.cat([input_ids, slates[prompts.rows, place] + self.config.item_offset], 1)
 

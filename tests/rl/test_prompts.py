@@ -44,6 +44,15 @@ def test_visits_are_a_function_of_seed_and_number(tiny_data: PreparedData) -> No
     assert len(np.unique(whole.seeds)) > 0.5 * min(len(whole.seeds), 24**2) and whole.seeds.max() < 24**2
 
 
+def test_processes_share_the_prompts_in_turns(tiny_data: PreparedData) -> None:
+    batch = PromptSet(tiny_data, max_history=8, seed=3).visit(5, 7)
+    first, second = batch.share(0, 2), batch.share(1, 2)
+    assert first.targets.tolist() == batch.targets[[0, 2, 4, 6]].tolist()
+    assert second.targets.tolist() == batch.targets[[1, 3, 5]].tolist()
+    assert second.seeds.tolist() == batch.seeds[[1, 3, 5]].tolist()
+    assert [h.tolist() for h in second.histories] == [batch.histories[row].tolist() for row in (1, 3, 5)]
+
+
 def test_a_catalogue_too_small_for_the_slate_is_a_users_error(tiny_data: PreparedData) -> None:
     # 24 items; training parts of at most 6 items, so prompts of at most 5
     check_slate_fits(tiny_data, k=19, max_history=8, mask_seen=True)

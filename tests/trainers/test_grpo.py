@@ -125,7 +125,8 @@ def test_learns_and_logs_under_our_names(
     sft_folder: Path, tiny_data: PreparedData, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     rl = rl_params(
-        grpo=GRPOParams(batch_size=16, num_sample_generations=8, learning_rate=1e-2, max_steps=40), eval_every=20
+        grpo=GRPOParams(batch_size=16, num_sample_generations=8, learning_rate=1e-2, temperature=1.0, max_steps=40),
+        eval_every=20,
     )
     rows: list[dict[str, float]] = []
     seed_everything(0)
@@ -149,7 +150,14 @@ def test_kl_penalty_holds_the_policy_back(
     last = {}
     for kl_coef in (0.0, 5.0):
         rl = rl_params(
-            grpo=GRPOParams(batch_size=16, num_sample_generations=8, learning_rate=1e-2, max_steps=12, kl_coef=kl_coef)
+            grpo=GRPOParams(
+                batch_size=16,
+                num_sample_generations=8,
+                learning_rate=1e-2,
+                temperature=1.0,
+                max_steps=12,
+                kl_coef=kl_coef,
+            )
         )
         rows: list[dict[str, float]] = []
         folder = tmp_path / str(kl_coef)
