@@ -48,7 +48,7 @@ repro: $(READY) ## the whole pipeline on Amazon Beauty: only what changed runs a
 
 refit: $(READY) ## all stages again with the validation targets as feedback too, in .refit/; writes metrics/refit
 	@rl4rec workspace .refit --overrides refit.yaml
-	@cd .refit && dvc repro
+	@cd .refit && $(if $(RL4REC_DATA_HOME),RL4REC_DATA_HOME=$(abspath $(RL4REC_DATA_HOME))) dvc repro
 	@rl4rec collect-refit
 
 study: $(READY) ## PPO, GRPO and the control over seeds and settings; writes metrics/study.json (an hour and more)

@@ -25,6 +25,7 @@ from common import ROOT, finish, own_cores, start
 from rl4rec.evaluation.files import load_evaluation, write_json
 from rl4rec.metrics import rank_gains
 from rl4rec.params import load_params
+from rl4rec.report.study import study_tables
 from rl4rec.statistics import paired_bootstrap
 from rl4rec.trainers.checkpoints import weights_digest
 from rl4rec.workspace import merge_settings
@@ -42,6 +43,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "grpo": {"batch_size": 4, "num_sample_generations": 4},
     },
 }
+GENERATIONS = (2, 4, 8, 16)  # of which the peak memory is measured
+DOCUMENT = ROOT / "docs" / "PPO_vs_GRPO.md"
+MARKS = "<!-- made by `make study` -->\n", "<!-- end -->"
 METRICS = [(f"{fold}.{protocol}.{name}@10", f"{fold}_{column}", name)
            for fold in ("valid", "test") for protocol, column in (("full", "full"), ("sampled100", "sampled"))
            for name in ("ndcg", "hit")]  # fmt: skip
@@ -51,7 +55,11 @@ def run(setting: str, algorithm: str, seed: int, core: int) -> Path:
     """Train and evaluate one run; its folder."""
     folder = FOLDER / f"{setting}-{algorithm}-{seed}"
     params = load_params(ROOT / "params.yaml").model_dump(mode="json")
-    params["rl"] = merge_settings(params["rl"], SETTINGS[setting])
+    if setting in SETTINGS:
+        params["rl"] = merge_settings(params["rl"], SETTINGS[setting])
+    else:  # `generations-8`
+        changes = {"num_sample_generations": int(setting.partition("-")[2]), "max_steps": 10}
+        params["rl"] = merge_settings(params["rl"], {"eval_every": 10, "grpo": changes})
     params["rl"][algorithm]["seed"] = seed
     params["tracking"]["enabled"] = False
     wanted = json.dumps([params, weights_digest(ROOT / "models/sft")])
@@ -119,6 +127,7 @@ def main() -> None:
         return job, folder
 
     jobs = [(s, a, seed) for s in arguments.settings for seed in arguments.seeds for a in ALGORITHMS]
+    jobs += [(f"generations-{n}", "grpo", 0) for n in GENERATIONS]
     with ThreadPoolExecutor(cores.qsize()) as pool:
         folders = dict(pool.map(work, jobs))
     sft = gains(ROOT, "sft")
@@ -142,7 +151,13 @@ def main() -> None:
         }
         result["settings"][setting] = {"changes": SETTINGS[setting], "runs": each, **pairs}
     result["sft"] = {key: round(float(values.mean()), 5) for key, values in sft.items()}
+    result["memory_by_generations_mb"] = {
+        str(n): summary(folders[f"generations-{n}", "grpo", 0], "grpo")["peak_memory_mb"] for n in GENERATIONS
+    }
     write_json(ROOT / "metrics" / "study.json", result)
+    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    DOCUMENT.write_text(f"{before}{MARKS[0]}\n{study_tables(result)}\n{MARKS[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def main(params: Params, algorithm: str) -> None:
             metric=f"full/ndcg@{rl.k}",
             report=log,
             best_folder=out,
+            keep_last=rl.keep == "last",
         )
         seed_everything(section.seed)
         if algorithm == "ppo":

@@ -38,6 +38,7 @@ def main(params: Params) -> None:
             metric=f"full/ndcg@{rl.k}",
             report=log,
             best_folder=OUT,
+            keep_last=rl.keep == "last",
         )
         seed_everything(rl.sft_continued.seed)
         policy = SlatePolicy.from_pretrained(START)

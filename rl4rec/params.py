@@ -278,6 +278,7 @@ class RLParams(Section):
     num_slates: Positive = 204_800
     weight_decay: Annotated[Float, Field(ge=0)] = 0.01
     eval_every: Positive = 50
+    keep: Literal["last", "best"] = "last"
     logging_steps: Positive = 1
     ppo: PPOParams = PPOParams()
     grpo: GRPOParams = GRPOParams()

@@ -214,9 +214,12 @@ def stage_settings(params: Params, stage: str, variant: str = "") -> dict[str, o
             return {"data": settings["data"]}
         case "sft":
             return {"policy": settings["policy"], "sft": settings["sft"]}
-        case "rl":
+        case "crossfit":
+            return {"sft": settings["sft"], "rl": {"crossfit": settings["rl"]["crossfit"]}}
+        case "rl" | "sft_continued":
+            variant = variant or stage
             rl = settings["rl"]
-            algorithms = {name: rl.pop(name) for name in ("ppo", "grpo")}
+            algorithms = {name: rl.pop(name) for name in ("ppo", "grpo", "sft_continued")}
             return {"policy": settings["policy"], "rl": {"algorithm": variant, **rl, **algorithms.get(variant, {})}}
         case "evaluate":
             return {"evaluated": variant, "evaluate": settings["evaluate"]}

@@ -33,6 +33,9 @@ def make_workspace(root: Path, folder: Path, overrides: Path) -> None:
     if folder.exists() and any(folder.iterdir()) and not (folder / ".dvc").is_dir():
         raise UserError(f"{folder}: exists and is not a workspace; choose another folder")
     changed = merge_settings(_read(root / "params.yaml"), _read(overrides))
+    data = changed.get("data") or {}
+    if data.get("path"):
+        data["path"] = str((root / data["path"]).resolve())  # meant from the project's root, not from the workspace
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / ".params.yaml.new"
     draft.write_text(f"# Made from params.yaml and {overrides.name}.\n" + yaml.safe_dump(changed, sort_keys=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,35 @@ def test_show_comparison_before_there_is_one(tmp_path: Path) -> None:
     result = command("show-comparison", "--root", str(tmp_path))
     assert result.returncode == 2
     assert "metrics/comparison.json: not there yet. Run `dvc repro`" in result.stderr
+
+
+def test_a_refits_metrics_are_collected_and_marked(tmp_path: Path) -> None:
+    metrics = tmp_path / ".refit" / "metrics"
+    metrics.mkdir(parents=True)
+    content = {
+        "protocol": {"k": [5, 10], "negatives": {"n": 100}},
+        "test": {"full": {"ndcg@10": 0.06}, "sampled100": {"ndcg@10": 0.37}},
+        "valid": {},
+    }
+    for policy in ("sft", "sft_continued", "ppo"):
+        (metrics / f"{policy}.json").write_text(json.dumps(content))
+    missing = command("collect-refit", str(tmp_path / ".refit"), "--root", str(tmp_path))
+    assert missing.returncode == 2
+    assert "grpo.json: not there yet. Run `make refit`" in missing.stderr
+    (metrics / "grpo.json").write_text(json.dumps(content))
+    result = command("collect-refit", str(tmp_path / ".refit"), "--root", str(tmp_path))
+    assert result.returncode == 0
+    assert "full 0.0600, sampled 0.3700" in result.stdout
+    found = json.loads((tmp_path / "metrics/refit/grpo.json").read_text())
+    assert found["protocol"]["feedback"] == "latest"
+    assert found["test"] == content["test"]
+
+
+def test_a_path_of_the_project_means_the_same_in_a_workspace(tmp_path: Path) -> None:
+    changes = tmp_path / "changes.yaml"
+    changes.write_text("data: {source: sequences, path: shop.txt}\n")
+    make_workspace(ROOT, tmp_path / "space", changes)
+    assert load_params(tmp_path / "space" / "params.yaml").data.path == str(ROOT / "shop.txt")
 
 
 def test_no_command_heavy_at_import() -> None:

@@ -70,6 +70,8 @@ def test_numbers_as_dvc_writes_them(tmp_path: Path, text: str) -> None:
         ("policy.n_head", 3, ["policy", "n_embd (64) must be divisible by n_head (3)"]),
         ("policy", None, ["policy", "None"]),
         ("rl.candidates.negatives", 5, ["k (10)", "1 target + 5 negatives = 6"]),
+        ("rl.trainable", "all", ["rl", "set trainable: body or lora, or crossfit.split_points: 0"]),
+        ("policy.generation", "autoregressive", ["needs rl.crossfit.split_points: 0"]),
         ("rl.k", 7, ["rl.k (7) must be one of evaluate.ks [5, 10, 20]"]),
         ("rl.ppo.mini_batch_size", 300, ["rl.ppo", "batch_size (1024) must be divisible by mini_batch_size (300)"]),
         ("rl.mixed", {"ndcg": 0, "hit": 0, "mrr": 0}, ["rl.mixed", "at least one weight"]),

@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+from rl4rec.report.study import study_tables
+
 ROOT = Path(__file__).parents[1]
 COLUMNS = (("full", "ndcg@10"), ("full", "hit@10"), ("sampled100", "ndcg@10"), ("sampled100", "hit@10"))
 
@@ -62,3 +64,8 @@ def test_seeds_in_the_docs_are_those_of_the_committed_study() -> None:
     for key in ("valid/full/ndcg@10", "test/full/ndcg@10", "test/full/hit@10", "test/sampled100/ndcg@10"):
         low, high = study["spread"][key]
         assert f"| `{key}` | {study['mean'][key]:.4f} | {low:.4f} - {high:.4f} |" in text, key
+
+
+def test_tables_of_the_comparison_are_those_of_the_committed_study() -> None:
+    study = json.loads((ROOT / "metrics/study.json").read_text(encoding="utf-8"))
+    assert study_tables(study) in (ROOT / "docs/PPO_vs_GRPO.md").read_text(encoding="utf-8")

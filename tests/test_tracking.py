@@ -94,8 +94,8 @@ def test_a_stage_is_a_child_of_its_pipeline(workspace: Path) -> None:
     assert [file.path for file in client().list_artifacts(ppo.info.run_id, "report")] == ["report/report.html"]
     # Both algorithms' settings have the same names, so that they line up in the compare page.
     assert (ppo.data.params["rl.algorithm"], grpo.data.params["rl.algorithm"]) == ("ppo", "grpo")
-    assert (ppo.data.params["rl.batch_size"], grpo.data.params["rl.batch_size"]) == ("1024", "64")
-    assert pipeline.data.params["rl.grpo.num_sample_generations"] == "16"
+    assert (ppo.data.params["rl.batch_size"], grpo.data.params["rl.batch_size"]) == ("1024", "128")
+    assert pipeline.data.params["rl.grpo.num_sample_generations"] == "8"
 
 
 def test_another_pipeline_has_another_run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +235,8 @@ def test_settings_of_each_stage() -> None:
     rl = flatten(stage_settings(PARAMS, "rl", "ppo"))
     assert rl["rl.ppo_epochs"] == 2
     assert "rl.loss_type" not in rl
+    assert flatten(stage_settings(PARAMS, "sft_continued"))["rl.learning_rate"] == 1e-5
+    assert set(flatten(stage_settings(PARAMS, "crossfit"))) >= {"sft.learning_rate", "rl.crossfit.split_points"}
 
 
 def process(*command: str) -> SimpleNamespace:

@@ -40,17 +40,26 @@ class Monitor:
         metric: the one of them that chooses the best policy.
         report: takes each log row.
         best_folder: where the best policy is kept.
+        keep_last: keep the last policy instead, whatever validation says.
         patience: validations without a better one after which `validate` says stop; None: never.
     """
 
     def __init__(
-        self, *, validate: Validate | None, metric: str, report: Report, best_folder: Path, patience: int | None = None
+        self,
+        *,
+        validate: Validate | None,
+        metric: str,
+        report: Report,
+        best_folder: Path,
+        patience: int | None = None,
+        keep_last: bool = False,
     ) -> None:
         self._metric = metric
         self._validate = validate
         self._report = report
         self._best_folder = best_folder
         self._patience = patience
+        self._keep_last = keep_last
         self._rows: list[Row] = []
         self._best: float | None = None
         self._best_step = 0
@@ -98,7 +107,7 @@ class Monitor:
         score = metrics[self._metric]
         if not candidate:
             pass
-        elif self._best is None or score > self._best:
+        elif self._keep_last or self._best is None or score > self._best:
             self._best, self._best_step, self._since_best = score, step, 0
             if is_main_process():
                 save_policy(policy, self._best_folder)

@@ -120,7 +120,9 @@ def settings(**changes: object) -> RLParams:
 def ppo_trainer(start: Path, data: PreparedData, folder: Path, **changes: object) -> PPOTrainer:
     seed_everything(0)
     monitor = make_monitor(data, folder / "best", [])
-    return PPOTrainer(SlatePolicy.from_pretrained(start), data, settings(ppo=changes), monitor, folder / "ck")
+    return PPOTrainer(
+        SlatePolicy.from_pretrained(start), data, settings(ppo={"temperature": 1.0, **changes}), monitor, folder / "ck"
+    )
 
 
 def grpo_trainer(
@@ -128,7 +130,9 @@ def grpo_trainer(
 ) -> SlateGRPOTrainer:
     seed_everything(0)
     monitor = make_monitor(data, folder / "best", [])
-    return build_grpo(start, tokenizer, data, settings(grpo=changes), monitor, checkpoints=folder / "ck")
+    return build_grpo(
+        start, tokenizer, data, settings(grpo={"temperature": 1.0, **changes}), monitor, checkpoints=folder / "ck"
+    )
 
 
 def assert_climbed(start: Path, end: Path) -> None:

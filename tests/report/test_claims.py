@@ -112,8 +112,8 @@ def test_largest_fall() -> None:
         ("Total training time", {"train_seconds": 160.0}, "not supported", "160 s (1.60x)"),
         ("Steps to converge", {"best_step": 8}, "supported", "8 steps (0.40x)"),
         ("Steps to converge", {"best_step": 20}, "not supported", "20 steps (1.00x)"),
-        ("Memory", {"peak_memory_mb": 8000}, "supported", "8,000 MB (8.00x)"),
-        ("Memory", {"peak_memory_mb": 7900}, "not supported", "7,900 MB (7.90x)"),
+        ("Memory", {"peak_memory_mb": 4000}, "supported", "4,000 MB (4.00x)"),
+        ("Memory", {"peak_memory_mb": 3900}, "not supported", "3,900 MB (3.90x)"),
     ],
 )
 def test_ratios_follow_their_rules(topic: str, summary: dict[str, float], expected: str, cell: str) -> None:

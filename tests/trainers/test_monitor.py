@@ -161,3 +161,20 @@ def test_without_a_validation_fold_the_last_policy_is_kept(tiny_policy: SlatePol
     (tmp_path / "state").mkdir()
     monitor.save_state(tmp_path / "state")
     assert (tmp_path / "state/best/model.safetensors").is_file()
+
+
+def test_the_last_policy_is_kept_where_that_is_asked_for(tiny_policy: SlatePolicy, tmp_path: Path) -> None:
+    scores = iter([0.3, 0.1])
+    monitor = Monitor(
+        validate=lambda _: {"full/ndcg@10": next(scores)},
+        metric="full/ndcg@10",
+        report=lambda row: None,
+        best_folder=tmp_path / "best",
+        keep_last=True,
+    )
+    for step in (1, 2):
+        with torch.no_grad():
+            tiny_policy.lm.get_input_embeddings().weight.fill_(float(step))
+        monitor.validate(tiny_policy, step=step, samples=step)
+    assert (SlatePolicy.from_pretrained(tmp_path / "best").lm.get_input_embeddings().weight == 2.0).all()
+    assert monitor.best_step == 2
