@@ -1,13 +1,14 @@
 """When does RL help, and is it RL that helps? `make study`: PPO, GRPO and the control over seeds and settings.
 
 Every run starts from the one SFT policy of `dvc repro`, with the project's settings and the changes of `SETTINGS`.
-Validation chooses each run's checkpoint; test is reported as it comes. Runs go side by side, one core each, in
+The last policy of each run is kept (`rl.keep`); test is reported as it comes. Runs go side by side, one core each, in
 `.study/`, and those that are done are not repeated. Writes `metrics/study.json` and the table of `docs/PPO_vs_GRPO.md`.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -27,7 +28,6 @@ from rl4rec.metrics import rank_gains
 from rl4rec.params import load_params
 from rl4rec.report.study import study_tables
 from rl4rec.statistics import paired_bootstrap
-from rl4rec.trainers.checkpoints import weights_digest
 from rl4rec.workspace import merge_settings
 
 ALGORITHMS = ("grpo", "ppo", "sft_continued")
@@ -43,6 +43,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "grpo": {"batch_size": 4, "num_sample_generations": 4},
     },
 }
+# What a run depends on besides its settings.
+ORIGIN = [
+    hashlib.sha256(b"".join(path.read_bytes() for path in sorted(ROOT.glob(pattern)))).hexdigest()
+    for pattern in ("rl4rec/**/*.py", "models/*/*.safetensors", "data/prepared/*.parquet")
+]
 GENERATIONS = (2, 4, 8, 16)  # of which the peak memory is measured
 DOCUMENT = ROOT / "docs" / "PPO_vs_GRPO.md"
 MARKS = "<!-- made by `make study` -->\n", "<!-- end -->"
@@ -62,7 +67,7 @@ def run(setting: str, algorithm: str, seed: int, core: int) -> Path:
         params["rl"] = merge_settings(params["rl"], {"eval_every": 10, "grpo": changes})
     params["rl"][algorithm]["seed"] = seed
     params["tracking"]["enabled"] = False
-    wanted = json.dumps([params, weights_digest(ROOT / "models/sft")])
+    wanted = json.dumps([params, *ORIGIN])
     done = folder / "done.json"
     if done.exists() and done.read_text(encoding="utf-8") == wanted:
         return folder

@@ -32,6 +32,7 @@ def main(params: Params) -> None:
                 metric="full/ndcg@10",
                 report=lambda row: log({"table": table, **row}),
                 best_folder=best,
+                keep_last=True,  # the fold that is measured is what RL will be rewarded for: nothing is chosen by it
             )
 
         leave_out = fit_leave_out(

@@ -29,11 +29,14 @@ def main(params: Params, algorithm: str) -> None:
     out, checkpoints = Path("models") / algorithm, Path("checkpoints") / algorithm
     section = rl.ppo if algorithm == "ppo" else rl.grpo
     shared = rl.model_dump(exclude={"ppo", "grpo", "sft_continued"})
-    digest = run_digest({"rl": shared, algorithm: section.model_dump(), "start": weights_digest(START)})
-    config = SlatePolicyConfig.from_pretrained(START)
-    check_slate_fits(data, k=rl.k, max_history=config.max_history, mask_seen=config.mask_seen)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(START)
     leave_out = load_leave_out(CROSSFIT, tables=rl.crossfit.split_points)
+    origin = {"start": weights_digest(START), "leave_out": leave_out and leave_out.digest()}
+    digest = run_digest({"rl": shared, algorithm: section.model_dump(), **origin})
+    config = SlatePolicyConfig.from_pretrained(START)
+    check_slate_fits(
+        data, k=rl.k, max_history=config.max_history, mask_seen=config.mask_seen, latest=rl.feedback == "latest"
+    )
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(START)
 
     def measure(policy: SlatePolicy) -> dict[str, float]:
         return validate(policy.factors, data, k=rl.k, batch_size=params.evaluate.batch_size)

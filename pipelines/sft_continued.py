@@ -25,8 +25,9 @@ CHECKPOINTS, LOG = Path("checkpoints/sft_continued"), Path("logs/sft_continued.j
 
 def main(params: Params) -> None:
     rl, data = params.rl, load_prepared(Path("data/prepared"))
-    digest = run_digest({"rl": rl.model_dump(exclude={"ppo"}), "start": weights_digest(START)})
     leave_out = load_leave_out(CROSSFIT, tables=rl.crossfit.split_points)
+    origin = {"start": weights_digest(START), "leave_out": leave_out and leave_out.digest()}
+    digest = run_digest({"rl": rl.model_dump(exclude={"ppo"}), **origin})
 
     def measure(policy: SlatePolicy) -> dict[str, float]:
         return validate(policy.factors, data, k=rl.k, batch_size=params.evaluate.batch_size)

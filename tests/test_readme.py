@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from rl4rec.report.study import study_tables
+from rl4rec.report.table import NAMES
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = (("full", "ndcg@10"), ("full", "hit@10"), ("sampled100", "ndcg@10"), ("sampled100", "hit@10"))
@@ -12,7 +13,13 @@ COLUMNS = (("full", "ndcg@10"), ("full", "hit@10"), ("sampled100", "ndcg@10"), (
 
 def test_results_table_equals_the_committed_metrics() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for policy, label in (("popularity", "Popularity"), ("sft", "SFT"), ("ppo", "PPO"), ("grpo", "GRPO")):
+    for policy, label in (
+        ("popularity", "Popularity"),
+        ("sft", "SFT"),
+        ("sft_continued", "SFT continued"),
+        ("ppo", "PPO"),
+        ("grpo", "GRPO"),
+    ):
         row = re.search(rf"^\| {label} \|(.*)\|$", readme, re.MULTILINE)
         assert row is not None, f"README: no row for {label}"
         shown = [cell.strip() for cell in row[1].split("|")]
@@ -23,8 +30,9 @@ def test_results_table_equals_the_committed_metrics() -> None:
 def test_differences_equal_the_committed_comparison() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     comparison = json.loads((ROOT / "metrics/comparison.json").read_text(encoding="utf-8"))
-    for pair in ("ppo_vs_sft", "grpo_vs_sft", "grpo_vs_ppo"):
-        first, second = (name.upper() for name in pair.split("_vs_"))
+    pairs = ("ppo_vs_sft", "grpo_vs_sft", "ppo_vs_sft_continued", "grpo_vs_sft_continued", "grpo_vs_ppo")
+    for pair in pairs:
+        first, second = (NAMES[name] for name in pair.split("_vs_"))
         row = re.search(rf"^\| {first} - {second} \|(.*)\|$", readme, re.MULTILINE)
         assert row is not None, f"README: no row for {first} - {second}"
         expected = []
@@ -48,7 +56,7 @@ def test_speed_table_equals_the_committed_benchmarks() -> None:
         "SFT, seconds to equal validation NDCG@10": f"{sft['time_to_accuracy_vs_rectools']:.2f}x",
         "exact full ranking, seconds": f"{sft['eval_vs_gemm']:.1f}x",
         "exact full ranking, users/s": f"{ranking['rank_vs_counting']:.1f}x",
-        "GRPO step, slates/s": f"{rl['grpo_slates_per_s_vs_trl']:.1f}x",
+        "GRPO step, slates/s": f"{rl['grpo_vs_stock_trl']:.1f}x",
         "rollouts, slates/s": f"{rl['rollout_slates_per_s_vs_autoregressive']:.1f}x",
         "`prepare`, 198,502 rows": f"{results['prepare']['beauty_sized']['pandas_over_prepare']:.1f}x",
     }

@@ -73,7 +73,10 @@ class Ragged:
 
     def drop_last(self, count: int) -> Ragged:
         """Every row without its last `count` values (rows that are shorter become empty)."""
-        keep = np.maximum(self.lengths - count, 0)
+        return self.keep_first(np.maximum(self.lengths - count, 0))
+
+    def keep_first(self, keep: IntArray) -> Ragged:
+        """The first `keep[i]` values of every row i; at most its length."""
         position = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], self.lengths)
         values = self.values[position < np.repeat(keep, self.lengths)]
         return Ragged(values, np.concatenate([[0], np.cumsum(keep)]).astype(np.int64))
@@ -131,7 +134,11 @@ class PreparedData:
         """Every split moved `count` items back: the data as they were before each user's last `count` interactions."""
         if count == 0:
             return self
-        sequences = self.sequences.drop_last(count)
+        # Of a user who had held-out items but no longer would, everything left could train: keep those items out too.
+        lengths = self.sequences.lengths
+        left = np.maximum(lengths - count, 0)
+        keep = np.where((lengths >= 3) & (left < 3), np.maximum(left - 2, 0), left)
+        sequences = self.sequences.keep_first(keep)
         earlier = replace(self, sequences=sequences)
         counts = np.bincount(earlier.train_sequences().values, minlength=self.num_items)
         return replace(earlier, item_counts=counts)

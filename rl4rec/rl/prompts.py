@@ -26,13 +26,13 @@ class PromptBatch(NamedTuple):
         return PromptBatch(self.histories[rank::world], self.targets[rank::world], self.seeds[rank::world])
 
 
-def check_slate_fits(data: PreparedData, *, k: int, max_history: int, mask_seen: bool) -> None:
+def check_slate_fits(data: PreparedData, *, k: int, max_history: int, mask_seen: bool, latest: bool = False) -> None:
     """Make sure that every prompt leaves enough unseen items for a slate.
 
     Raises:
         UserError: the catalogue is too small.
     """
-    sequences = data.train_sequences()
+    sequences = data.train_sequences(latest=latest)
     distinct = max((len(np.unique(sequences[row][:-1])) for row in range(len(sequences))), default=0)
     longest = min(max_history, distinct) if mask_seen else 0
     if data.num_items - longest < k:
@@ -88,7 +88,10 @@ class PromptSet:
             usable &= (from_end < split_points) & (full - from_end >= (3 if latest else 4))
         self._targets_at = np.flatnonzero(usable)  # index into the flat values, one a prompt
         if len(self._targets_at) == 0:
-            raise UserError("no user has two training items (the last two of each are held out): no prompt for RL")
+            raise UserError(
+                "no user has two training items (the last two of each are held out): no prompt for RL"
+                + (f", and split points need users with 4 and more items ({split_points=})" if split_points else "")
+            )
         self._position = position[self._targets_at]
         self._table = from_end[self._targets_at] if split_points else np.zeros(len(self._targets_at), np.int64)
         self._epoch: int | None = None

@@ -95,7 +95,8 @@ class ContinuedSFTTrainer:
     def _update(self, step: int) -> tuple[float, float]:
         """One step; the loss and the norm of its gradient."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        batch = self.prompts.visit(step * world * self.local_batch, world * self.local_batch).share(rank, world)
+        rollout = step // self.rl.grpo.num_iterations  # GRPO uses its prompts that often
+        batch = self.prompts.visit(rollout * world * self.local_batch, world * self.local_batch).share(rank, world)
         policy = self.policy
         histories: Histories = policy.pad_histories(batch.histories)
         if policy.leave_out is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from rl4rec.data.prepared import PreparedData
@@ -75,6 +76,7 @@ def fit_leave_out(
         outputs.append(best.item_embeddings().detach().clone())
     if not inputs:
         return None
+    PartialState().wait_for_everyone()  # all have read what the caller is about to remove
     return LeaveOutEmbeddings(torch.stack(inputs), torch.stack(outputs), offset)
 
 

@@ -72,7 +72,7 @@ def train_grpo(
     digest: str,
     leave_out: LeaveOutEmbeddings | None = None,
 ) -> None:
-    """Fine-tune the SFT policy; the best one by validation is in the monitor's folder.
+    """Fine-tune the SFT policy; the one to keep is in the monitor's folder.
 
     Args:
         sft_folder: the warm start.

@@ -62,6 +62,7 @@ class Monitor:
         self._keep_last = keep_last
         self._rows: list[Row] = []
         self._best: float | None = None
+        self._kept = False
         self._best_step = 0
         self._since_best = 0
         self._validated_at = -1
@@ -95,24 +96,23 @@ class Monitor:
         self._spent = self.seconds
         training = policy.training
         if self._validate is None:
-            self._validated_at, self._best_step = step, step
-            self._best = float(step)  # there is a policy to keep
-            if candidate and is_main_process():
-                save_policy(policy, self._best_folder)
+            self._validated_at = step
+            if candidate:
+                self._keep(policy)
             self._resumed_at = time.perf_counter()
             return False
         policy.train(False)
         metrics = self._validate(policy)
         self._validated_at = step
         score = metrics[self._metric]
-        if not candidate:
-            pass
-        elif self._keep_last or self._best is None or score > self._best:
-            self._best, self._best_step, self._since_best = score, step, 0
-            if is_main_process():
-                save_policy(policy, self._best_folder)
-        else:
-            self._since_best += 1
+        if candidate:
+            better = self._best is None or score > self._best
+            if better:
+                self._best, self._best_step, self._since_best = score, step, 0
+            else:
+                self._since_best += 1
+            if better or self._keep_last:
+                self._keep(policy)
         policy.train(training)
         self._resumed_at = time.perf_counter()
         self._emit(
@@ -126,6 +126,11 @@ class Monitor:
         logger.info("step %d: validation %s %.5f (best %.5f)", step, self._metric, score, self._best or score)
         return self._patience is not None and self._since_best >= self._patience
 
+    def _keep(self, policy: SlatePolicy) -> None:
+        self._kept = True
+        if is_main_process():
+            save_policy(policy, self._best_folder)
+
     def finish(self, *, step: int, samples: int) -> Row:
         """Report the summary row and return it."""
         summary: Row = {
@@ -133,15 +138,17 @@ class Monitor:
             "steps": step,
             "samples": samples,
             "train_seconds": round(self.seconds, 3),
-            "best_step": self._best_step,
             "peak_memory_mb": peak_memory_mb(),
         }
+        if self._best is not None:
+            summary["best_step"] = self._best_step
         self._emit({"step": step, "seconds": summary["train_seconds"], **summary})
         return summary
 
     def save_state(self, folder: Path) -> None:
         """Write what a resumed run needs, best policy included, into a checkpoint folder."""
         state = {
+            "kept": self._kept,
             "rows": self._rows,
             "best": self._best,
             "best_step": self._best_step,
@@ -151,7 +158,7 @@ class Monitor:
         }
         if not is_main_process():
             return
-        if self._best is not None:
+        if self._kept:
             shutil.copytree(self._best_folder, folder / "best", dirs_exist_ok=True)
         (folder / "monitor.json").write_text(json.dumps(state), encoding="utf-8")  # last: now the checkpoint is whole
 
@@ -161,7 +168,8 @@ class Monitor:
         self._best, self._best_step = state["best"], state["best_step"]
         self._since_best, self._validated_at = state["since_best"], state["validated_at"]
         self._spent, self._resumed_at = state["spent"], time.perf_counter()
-        if self._best is not None and is_main_process():
+        self._kept = state["kept"]
+        if self._kept and is_main_process():
             shutil.copytree(folder / "best", self._best_folder, dirs_exist_ok=True)
         for row in state["rows"]:
             self._emit(row)

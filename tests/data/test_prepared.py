@@ -67,3 +67,23 @@ def test_not_a_prepared_folder(tmp_path):
         (tmp_path / name).write_text("x")
     with pytest.raises(UserError, match="damaged prepared data"):
         load_prepared(tmp_path)
+
+
+def test_shortened_data_never_trains_on_what_was_held_out():
+    rows = [[1, 2, 3, 4, 5, 6], [1, 2, 3], [4, 5, 6, 7], [8, 9], [3]]
+    data = PreparedData(
+        folder=Path("none"),
+        users=list("abcde"),
+        item_ids=[f"i{item}" for item in range(10)],
+        item_counts=np.zeros(10, np.int64),
+        sequences=Ragged.from_rows(rows),
+        stats={},
+    )
+    assert data.shortened(0) is data
+    one, two = data.shortened(1), data.shortened(2)
+    # the user of three items would have nothing held out any more, so all of theirs would train: they are left out
+    assert rows_of(one.train_sequences()) == [[1, 2, 3], [], [4], [8], []]
+    assert rows_of(two.train_sequences()) == [[1, 2], [], [], [], []]
+    assert one.split("valid").targets.tolist() == [4, 5]
+    assert two.split("valid").targets.tolist() == [3]
+    assert one.item_counts.tolist() == [0, 1, 1, 1, 1, 0, 0, 0, 1, 0]

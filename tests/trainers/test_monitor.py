@@ -177,4 +177,5 @@ def test_the_last_policy_is_kept_where_that_is_asked_for(tiny_policy: SlatePolic
             tiny_policy.lm.get_input_embeddings().weight.fill_(float(step))
         monitor.validate(tiny_policy, step=step, samples=step)
     assert (SlatePolicy.from_pretrained(tmp_path / "best").lm.get_input_embeddings().weight == 2.0).all()
-    assert monitor.best_step == 2
+    assert monitor.best_step == 1
+    assert monitor.finish(step=2, samples=2)["best_step"] == 1
