@@ -13,6 +13,8 @@ from rl4rec.errors import UserError
 
 IntArray = npt.NDArray[np.int64]
 
+_SEEDS = 2**31 - 1  # seeds of prompts lie below
+
 
 class PromptBatch(NamedTuple):
     """Prompts as plain arrays."""
@@ -24,6 +26,14 @@ class PromptBatch(NamedTuple):
     def share(self, rank: int, world: int) -> PromptBatch:
         """Every `world`-th prompt from `rank` on: the part of one of several processes."""
         return PromptBatch(self.histories[rank::world], self.targets[rank::world], self.seeds[rank::world])
+
+
+def seed_digits(num_items: int) -> int:
+    """How many base-`num_items` digits carry the seed of a prompt."""
+    digits = 1
+    while max(num_items, 2) ** digits < _SEEDS:
+        digits += 1
+    return digits
 
 
 def check_slate_fits(data: PreparedData, *, k: int, max_history: int, mask_seen: bool, latest: bool = False) -> None:
@@ -107,10 +117,9 @@ class PromptSet:
         begins = ends - np.minimum(self._position[chosen], self._max_history)
         values = self._sequences.values
         histories = [values[begin:end] for begin, end in zip(begins, ends, strict=True)]
-        # From the visit's number, so a prompt meets other negatives when it comes again; below I^2, so that two item
-        # tokens can carry it.
+        # From the visit's number, so a prompt meets other negatives and slates when it comes again.
         visits = np.arange(start, start + count, dtype=np.int64)
-        draws = (visits * 2654435761 + self._seed * 40503) % (2**31 - 1) % (self._num_items**2 // self._tables)
+        draws = (visits * 2654435761 + self._seed * 40503) % (_SEEDS // self._tables)
         seeds = draws * self._tables + self._table[chosen]
         return PromptBatch(histories, values[ends], seeds)
 

@@ -1,8 +1,8 @@
 """RL prompts as tokens, the only form in which TRL hands them around.
 
-    history ... [SEP] target seed_high seed_low
+    history ... [SEP] target seed ... seed
 
-The last three are item tokens: the target must be among the candidates, and two base-I digits of a seed draw the
+All but the separator are item tokens: the target must be among the candidates, and the base-I digits of a seed draw the
 negatives, so `generate` and the log-probabilities see the same candidates without any side channel. Only the history
 is ever read by the model.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -20,10 +21,8 @@ from rl4rec.noise import combine
 from rl4rec.params import CandidateParams, RLParams
 from rl4rec.policy import SlatePolicy, SlatePolicyConfig
 from rl4rec.rl.candidates import draw_candidates
-from rl4rec.rl.prompts import PromptBatch, PromptSet
+from rl4rec.rl.prompts import PromptBatch, PromptSet, seed_digits
 from rl4rec.support import Histories
-
-_SUFFIX = 4  # separator, target, two digits
 
 
 class Prompts(NamedTuple):
@@ -38,14 +37,11 @@ class Prompts(NamedTuple):
 def prompt_texts(batch: PromptBatch, tokenizer: PreTrainedTokenizerBase, policy: SlatePolicy) -> list[str]:
     """Prompts as text that `tokenizer` reads back as the tokens above (checked on the first one)."""
     offset, items = policy.config.item_offset, policy.num_items
+    powers = items ** np.arange(seed_digits(items))[::-1]
+    digits = (batch.seeds[:, None] // powers % items).tolist()  # (b, digits), the highest first
     encoded = [
-        [*(history + offset).tolist(), tokenizer.sep_token_id, *(offset + digit for digit in (target, *digits))]
-        for history, target, digits in zip(
-            batch.histories,
-            batch.targets.tolist(),
-            zip(((batch.seeds // items) % items).tolist(), (batch.seeds % items).tolist(), strict=True),
-            strict=True,
-        )
+        [*(history + offset).tolist(), tokenizer.sep_token_id, *(offset + item for item in (target, *seed))]
+        for history, target, seed in zip(batch.histories, batch.targets.tolist(), digits, strict=True)
     ]
     names = tokenizer.convert_ids_to_tokens(list(range(offset + items)))
     for joiner in (" ", ""):  # a word-level item vocabulary, or item tokens added to a text vocabulary
@@ -58,14 +54,16 @@ def read_prompts(tokens: Tensor, policy: SlatePolicy) -> Prompts:
     """Parse left-padded prompt tokens (n, p), as TRL pads them, and merge equal rows."""
     offset, items = policy.config.item_offset, policy.num_items
     distinct, rows = torch.unique(tokens, dim=0, return_inverse=True)
-    target, high, low = (distinct[:, -3:] - offset).unbind(1)
-    history = distinct[:, :-_SUFFIX] - offset
+    digits = seed_digits(items)
+    target = distinct[:, -digits - 1] - offset
+    powers = items ** torch.arange(digits - 1, -1, -1, device=tokens.device)
+    seeds = ((distinct[:, -digits:] - offset) * powers).sum(1)
+    history = distinct[:, : -digits - 2] - offset
     real = (history >= 0) & (history < items)  # not padding, nor a BOS that a tokenizer puts in front
     lengths = real.sum(1)
     source = torch.arange(history.shape[1], device=tokens.device) + (history.shape[1] - lengths).unsqueeze(1)
     inside = source < history.shape[1]
     aligned = torch.where(inside, history.gather(1, source.clamp_max(history.shape[1] - 1)), -1)
-    seeds = high * items + low
     tables = None if policy.leave_out is None else policy.leave_out.of_seeds(seeds)
     return Prompts(Histories(aligned[:, : int(lengths.max())], lengths, tables), target, seeds, rows)
 

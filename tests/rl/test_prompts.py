@@ -5,7 +5,7 @@ import pytest
 
 from rl4rec.data.prepared import PreparedData, Ragged
 from rl4rec.errors import UserError
-from rl4rec.rl.prompts import PromptSet, check_slate_fits
+from rl4rec.rl.prompts import PromptSet, check_slate_fits, seed_digits
 
 
 def small(rows: list[list[int]], tiny_data: PreparedData) -> PreparedData:
@@ -41,7 +41,8 @@ def test_visits_are_a_function_of_seed_and_number(tiny_data: PreparedData) -> No
     assert np.array_equal(whole.seeds[n - 5 :], part.seeds)
     other = PromptSet(tiny_data, max_history=8, seed=4).visit(0, n)
     assert not np.array_equal(whole.targets[:n], other.targets)
-    assert len(np.unique(whole.seeds)) > 0.5 * min(len(whole.seeds), 24**2) and whole.seeds.max() < 24**2
+    assert len(np.unique(whole.seeds)) == len(whole.seeds)
+    assert (whole.seeds >= 0).all() and (whole.seeds < 2**31).all()
 
 
 def test_processes_share_the_prompts_in_turns(tiny_data: PreparedData) -> None:
@@ -97,7 +98,8 @@ def test_split_points_ask_for_held_out_targets_with_the_table_that_has_not_seen_
     assert found == expected == {(0, (1, 2, 3), 4), (1, (1, 2), 3), (0, (7,), 8), (1, (1,), 2)}
     latest = PromptSet(data, max_history=8, seed=0, split_points=1, latest=True)
     assert sorted(latest.visit(0, len(latest)).targets.tolist()) == [3, 5, 9, 12]
-    assert (batch.seeds < data.num_items**2).all()
+    assert ((batch.seeds >= 0) & (batch.seeds < 2**31)).all()
+    assert len(set(batch.seeds.tolist())) == len(batch.seeds)
 
 
 def test_the_latest_feedback_adds_the_validation_targets(tiny_data: PreparedData) -> None:
@@ -105,3 +107,9 @@ def test_the_latest_feedback_adds_the_validation_targets(tiny_data: PreparedData
     assert [data.train_sequences(latest=True)[row].tolist() for row in range(2)] == [[1, 2, 3], [5, 6]]
     prompts = PromptSet(data, max_history=8, seed=0, latest=True)
     assert sorted(prompts.visit(0, len(prompts)).targets.tolist()) == [2, 3, 6]
+
+
+@pytest.mark.parametrize(("items", "digits"), [(2, 31), (8, 11), (1_300, 3), (12_101, 3), (46_341, 2), (2**31, 1)])
+def test_digits_of_a_seed(items: int, digits: int) -> None:
+    assert seed_digits(items) == digits
+    assert items**digits >= 2**31 - 1 > items ** (digits - 1)
