@@ -133,7 +133,7 @@ def test_learns_and_logs_under_our_names(
     monitor = make_monitor(tiny_data, tmp_path / "best", rows)
     train_grpo(sft_folder, tiny_tokenizer, tiny_data, rl, monitor, checkpoints=tmp_path / "ck", digest="d")
     train = [row for row in rows if "train/reward" in row]
-    assert np.mean([row["train/reward"] for row in train[-3:]]) > 1.5 * train[0]["train/reward"]
+    assert np.mean([row["train/reward"] for row in train[-3:]]) > 1.3 * train[0]["train/reward"]
     expected = {
         "reward", "hit_share", "no_signal_share", "kl", "entropy", "clip_fraction", "grad_norm", "loss",
         "learning_rate", "slates_per_second", "peak_memory_mb",
