@@ -15,6 +15,7 @@ import yaml
 from rl4rec.data.prepared import PreparedData
 from rl4rec.distributed import refuse_data_parallel
 from rl4rec.errors import UserError
+from rl4rec.leave_out import LeaveOutEmbeddings
 from rl4rec.policy import SlatePolicy
 
 ROOT = Path(__file__).parents[2]
@@ -40,17 +41,20 @@ def log_rows(path: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "sft_continued"])
 @pytest.mark.parametrize("tiny_policy", ["cosine"], indirect=True)
 def test_two_processes_do_the_same_as_one_on_the_same_batch(
     algorithm: str, save_prepared: PreparedData, tiny_policy: SlatePolicy, tmp_path: Path
 ) -> None:
     shared = {"learning_rate": 5e-3, "max_steps": 3, "entropy_coef": 0.01, "kl_coef": 0.05}
+    rows = torch.randn(2, 24, 16, generator=torch.Generator().manual_seed(1))
+    tables = LeaveOutEmbeddings(rows, rows.clone(), tiny_policy.config.item_offset)
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         shutil.copytree(save_prepared.folder, folder / "data/prepared")
         tiny_policy.save_pretrained(folder / "models/sft")
         shutil.copytree(save_prepared.tokenizer_folder, folder / "models/sft", dirs_exist_ok=True)
+        tables.save(folder / "models/crossfit")
         rl = {
             "k": 5,
             "candidates": {"negatives": 10},
@@ -60,8 +64,10 @@ def test_two_processes_do_the_same_as_one_on_the_same_batch(
             "logging_steps": 1,
             "ppo": {**shared, "batch_size": 32 // processes, "mini_batch_size": 16 // processes},
             "grpo": {**shared, "batch_size": 8 // processes, "num_sample_generations": 4},
+            "sft_continued": {"learning_rate": 5e-3},
         }
-        launch(folder, "rl.py", algorithm, processes=processes, rl=rl)
+        script = ("sft_continued.py",) if algorithm == "sft_continued" else ("rl.py", algorithm)
+        launch(folder, *script, processes=processes, rl=rl)
 
     one, two = (SlatePolicy.from_pretrained(tmp_path / name / "models" / algorithm).state_dict() for name in "12")
     for name, weight in one.items():
@@ -72,8 +78,8 @@ def test_two_processes_do_the_same_as_one_on_the_same_batch(
     assert (two["lm.transformer.ln_f.weight"] != tiny_policy.lm.transformer.ln_f.weight).any()
 
     first, second = (log_rows(tmp_path / name / f"logs/{algorithm}.jsonl") for name in "12")
-    assert [row["step"] for row in second if "train/reward" in row] == [1, 2, 3]  # one writer
-    assert second[-1]["samples"] == 3 * 32
+    assert [row["step"] for row in second if "train/loss" in row] == [1, 2, 3]  # one writer
+    assert second[-1]["samples"] == 3 * (8 if algorithm == "sft_continued" else 32)
     clocks = ("seconds", "slates_per_second", "peak_memory_mb", "train_seconds")
     for ours, theirs in zip(first, second, strict=True):
         measured = [{k: v for k, v in row.items() if not k.endswith(clocks)} for row in (ours, theirs)]
