@@ -78,3 +78,17 @@ def test_seeds_in_the_docs_are_those_of_the_committed_study() -> None:
 def test_tables_of_the_comparison_are_those_of_the_committed_study() -> None:
     study = json.loads((ROOT / "metrics/study.json").read_text(encoding="utf-8"))
     assert study_tables(study) in (ROOT / "docs/PPO_vs_GRPO.md").read_text(encoding="utf-8")
+
+
+def test_refit_figures_are_those_of_the_committed_metrics() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for policy, label in (
+        ("sft", "for SFT"),
+        ("sft_continued", "with SFT continued"),
+        ("ppo", "with PPO"),
+        ("grpo", "with GRPO"),
+    ):
+        found = json.loads((ROOT / f"metrics/refit/{policy}.json").read_text(encoding="utf-8"))
+        assert found["protocol"]["feedback"] == "latest"
+        full, sampled = (found["test"][protocol]["ndcg@10"] for protocol in ("full", "sampled100"))
+        assert f"{full:.4f} / {sampled:.4f}".replace("0.", ".") + f" {label}" in readme
