@@ -46,7 +46,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 # What a run depends on besides its settings.
 ORIGIN = [
     hashlib.sha256(b"".join(path.read_bytes() for path in sorted(ROOT.glob(pattern)))).hexdigest()
-    for pattern in ("rl4rec/**/*.py", "models/*/*.safetensors", "data/prepared/*.parquet")
+    for pattern in (
+        "rl4rec/**/*.py",
+        "pipelines/*.py",
+        "models/sft/*.safetensors",
+        "models/crossfit/*",
+        "data/prepared/*.parquet",
+    )
 ]
 GENERATIONS = (2, 4, 8, 16)  # of which the peak memory is measured
 DOCUMENT = ROOT / "docs" / "PPO_vs_GRPO.md"
@@ -56,7 +62,7 @@ METRICS = [(f"{fold}.{protocol}.{name}@10", f"{fold}_{column}", name)
            for name in ("ndcg", "hit")]  # fmt: skip
 
 
-def run(setting: str, algorithm: str, seed: int, core: int) -> Path:
+def run(setting: str, algorithm: str, seed: int, core: int | None) -> Path:
     """Train and evaluate one run; its folder."""
     folder = FOLDER / f"{setting}-{algorithm}-{seed}"
     params = load_params(ROOT / "params.yaml").model_dump(mode="json")
@@ -117,8 +123,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     arguments = parser.parse_args()
-    cores: Queue[int] = Queue()
-    for core in own_cores() or [0]:
+    cores: Queue[int | None] = Queue()
+    for core in own_cores():
         cores.put(core)
 
     def work(job: tuple[str, str, int]) -> tuple[tuple[str, str, int], Path]:
