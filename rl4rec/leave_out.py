@@ -35,11 +35,6 @@ class LeaveOutEmbeddings(NamedTuple):
         """How many, n."""
         return len(self.inputs)
 
-    def input_weight(self, own: Tensor, table: int) -> Tensor:
-        """The policy's token embeddings (V, d) with the item rows of a table."""
-        end = self.item_offset + self.inputs.shape[1]
-        return torch.cat([own[: self.item_offset].detach(), self.inputs[table], own[end:].detach()])
-
     def of_seeds(self, seeds: Tensor) -> Tensor:
         """The table that each prompt belongs to, (b,); `PromptSet` puts it into the prompt's seed."""
         return seeds % self.tables

@@ -203,10 +203,11 @@ class AlgorithmParams(Section):
 
 
 class PPOParams(AlgorithmParams):
-    """Proximal policy optimisation (Schulman et al. 2017), one slate a prompt."""
+    """Proximal policy optimisation (Schulman et al. 2017)."""
 
     learning_rate: Rate = 3e-5
     batch_size: Positive = 1024
+    num_sample_generations: Annotated[Int, Field(ge=1, le=1024)] = 1
     mini_batch_size: Positive = 512
     ppo_epochs: Annotated[Int, Field(ge=1, le=100)] = 2
     clip_range: Annotated[Float, Field(gt=0, lt=1)] = 0.2
@@ -230,8 +231,8 @@ class PPOParams(AlgorithmParams):
 
     @property
     def slates_per_step(self) -> int:
-        """Effective batch: slates generated for one rollout batch (one slate a prompt)."""
-        return self.batch_size * self.gradient_accumulation_steps
+        """Effective batch: prompts x generations x accumulation."""
+        return self.batch_size * self.num_sample_generations * self.gradient_accumulation_steps
 
 
 class GRPOParams(AlgorithmParams):

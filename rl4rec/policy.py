@@ -21,6 +21,7 @@ from transformers.utils import ModelOutput
 from rl4rec.cross_entropy import IGNORE, NextItemsLoss, SampledItems
 from rl4rec.leave_out import LeaveOutEmbeddings
 from rl4rec.noise import combine
+from rl4rec.picked_scores import picked_scores
 from rl4rec.scoring import Factors
 from rl4rec.slates import SlateLogProbs, greedy_slate, sample_slates, slate_log_probs
 from rl4rec.support import Histories, Support, build_support, length_groups, pad_histories
@@ -121,36 +122,29 @@ class SlatePolicy(PreTrainedModel):
             return torch.nn.functional.normalize(vectors, dim=-1)
         return vectors
 
-    def _input_name(self) -> str:
-        """Name of the token embeddings' weight inside the wrapped model's body."""
-        weight = self.get_input_embeddings().weight
-        return next(name for name, parameter in self.lm.base_model.named_parameters() if parameter is weight)
-
     # --- reading histories -----------------------------------------------------------------------
 
     def pad_histories(self, histories: Sequence[npt.NDArray[np.int64]]) -> Histories:
         """The latest `max_history` items of each history, right-padded, on the policy's device."""
         return pad_histories(histories, max_history=self.config.max_history, device=self.device)
 
-    def hidden_states(self, items: Tensor, table: int | None = None) -> Tensor:
+    def hidden_states(self, items: Tensor, tables: Tensor | None = None) -> Tensor:
         """States at every position, (b, l, d), for right-padded item indices (b, l) with -1 as padding.
 
-        `table` reads the items through these leave-out embeddings instead of the policy's own.
+        `tables` (b,): read each row through these leave-out embeddings instead of the policy's own.
         """
-        tokens = items.clamp_min(0) + self.config.item_offset
         body = self.lm.base_model
-        if table is None:
-            output = body(input_ids=tokens, use_cache=False)
+        items = items.clamp_min(0)
+        if tables is None:
+            output = body(input_ids=items + self.config.item_offset, use_cache=False)
         else:
+            # Through the policy's own embedding layer, which may do more than look up (scale, for one).
             assert self.leave_out is not None
-            weights = {
-                self._input_name(): self.leave_out.input_weight(
-                    self.get_input_embeddings().get_parameter("weight"), table
-                )
-            }
-            output = torch.func.functional_call(
-                body, weights, kwargs={"input_ids": tokens, "use_cache": False}, strict=False
+            rows = {"weight": self.leave_out.inputs.flatten(0, 1)}  # (n * I, d)
+            read = torch.func.functional_call(
+                self.get_input_embeddings(), rows, (items + tables.unsqueeze(1) * self.num_items,)
             )
+            output = body(inputs_embeds=read, use_cache=False)
         states: Tensor = output.last_hidden_state
         if self.config.score == "cosine":
             states = self._directions(states) / self.config.score_temperature
@@ -159,12 +153,11 @@ class SlatePolicy(PreTrainedModel):
     def prompt_states(self, histories: Histories) -> Tensor:
         """State after the last item of each history, (b, d)."""
         states, order = [], []
-        for table, members in _by_table(histories.tables, len(histories.lengths), histories.lengths.device):
-            for group, width in length_groups(histories.lengths[members]):
-                rows = members[group]
-                hidden = self.hidden_states(histories.items[rows, :width], table)
-                states.append(hidden[torch.arange(len(rows), device=rows.device), histories.lengths[rows] - 1])
-                order.append(rows)
+        for rows, width in length_groups(histories.lengths):
+            tables = None if histories.tables is None else histories.tables[rows]
+            hidden = self.hidden_states(histories.items[rows, :width], tables)
+            states.append(hidden[torch.arange(len(rows), device=rows.device), histories.lengths[rows] - 1])
+            order.append(rows)
         return torch.cat(states)[torch.cat(order).argsort()]
 
     def support(self, histories: Histories, candidates: Tensor | None = None) -> Support:
@@ -180,7 +173,8 @@ class SlatePolicy(PreTrainedModel):
             return self._scores(states, support, self.item_embeddings())
         assert self.leave_out is not None
         parts, order = [], []
-        for table, rows in _by_table(tables, len(states), states.device):
+        for table in sorted(set(tables.tolist())):
+            rows = (tables == table).nonzero().squeeze(1)
             listed = None if support.items is None else support.items[rows]
             parts.append(self._scores(states[rows], Support(listed, support.mask[rows]), self.leave_out.outputs[table]))
             order.append(rows)
@@ -189,17 +183,11 @@ class SlatePolicy(PreTrainedModel):
     def _scores(self, states: Tensor, support: Support, embeddings: Tensor) -> Tensor:
         if support.items is None:
             return states @ self._directions(embeddings).T
+        directions = self._directions(embeddings)
         index = support.items.clamp_max(self.num_items - 1)
-        # Scoring the catalogue and picking columns beats gathering rows of embeddings while it is small.
-        if self.num_items <= 16 * index.shape[1]:
-            scores = states @ self._directions(embeddings).T
-            if scores.dim() == 3:
-                index = index.unsqueeze(1).expand(-1, scores.shape[1], -1)
-            return scores.gather(-1, index)
-        rows = self._directions(embeddings[index])  # (b, c, d)
         if states.dim() == 3:
-            return states @ rows.transpose(1, 2)
-        return torch.einsum("bd,bcd->bc", states, rows)
+            return states @ directions[index].transpose(1, 2)
+        return picked_scores(states, directions, index)
 
     # --- one entry point with gradients ------------------------------------------------------------
 
@@ -298,19 +286,22 @@ class SlatePolicy(PreTrainedModel):
         num_slates: int,
         k: int,
         temperature: float = 1.0,
+        states: Tensor | None = None,
         keys: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw slates of distinct items, (b, num_slates, k) item indices, in evaluation mode (no dropout).
 
-        With `keys` (b,), int64 below 2^32, a prompt's slates depend on its scores and its key alone.
+        With `keys` (b,), int64 below 2^32, a prompt's slates depend on its scores and its key alone. `states`
+        (b, d): prompt states if the caller has them (`generation: slate` only).
         """
         training = self.training
         self.train(False)
         try:
             if self.config.generation == "autoregressive":
                 return self._autoregressive_sample(histories, support, num_slates, k, temperature, keys, generator)
-            states = self.prompt_states(histories)
+            if states is None:
+                states = self.prompt_states(histories)
             scores = self.candidate_scores(states, support, histories.tables) / temperature
             positions = sample_slates(scores, support.mask, num_slates=num_slates, k=k, keys=keys, generator=generator)
             return support.item_indices(positions)
@@ -402,13 +393,6 @@ class SlatePolicy(PreTrainedModel):
             items = items.scatter(1, (rows.lengths + slot).unsqueeze(1), item)
             chosen.append(item)
         return torch.cat(chosen, 1).view(-1, num_slates, k)
-
-
-def _by_table(tables: Tensor | None, rows: int, device: torch.device) -> list[tuple[int | None, Tensor]]:
-    """The rows that each item table reads; None is the policy's own."""
-    if tables is None:
-        return [(None, torch.arange(rows, device=device))]
-    return [(int(table), (tables == table).nonzero().squeeze(1)) for table in sorted(set(tables.tolist()))]
 
 
 def _lm_config(config: SlatePolicyConfig) -> PreTrainedConfig:

@@ -28,24 +28,24 @@ def gae(rewards: Tensor, values: Tensor, live: Tensor, *, gamma: float, lam: flo
     delta_j = r_j + gamma V_{j+1} - V_j and A_j = delta_j + gamma lam A_{j+1}, with V = 0 after the last live slot.
 
     Args:
-        rewards: (b, k) per-slot rewards.
-        values: (b, k) value of each slot's state, before the slot is filled.
-        live: (b, k) bool, see `live_slots`.
+        rewards: (..., k) per-slot rewards.
+        values: (..., k) value of each slot's state, before the slot is filled.
+        live: (..., k) bool, see `live_slots`.
         gamma: discount a slot.
         lam: trace decay; 1 is Monte Carlo, 0 one-step.
 
     Returns:
-        (advantages, returns), (b, k) each, 0 at slots that are not live.
+        (advantages, returns), (..., k) each, 0 at slots that are not live.
     """
-    advantages = torch.zeros_like(values)
-    running = torch.zeros_like(values[:, 0])
+    advantages = torch.zeros_like(rewards)
+    running = torch.zeros_like(rewards[..., 0])
     next_value = torch.zeros_like(running)
-    for slot in reversed(range(values.shape[1])):
-        alive = live[:, slot].to(values.dtype)
-        delta = rewards[:, slot] + gamma * next_value - values[:, slot]
+    for slot in reversed(range(values.shape[-1])):
+        alive = live[..., slot].to(values.dtype)
+        delta = rewards[..., slot] + gamma * next_value - values[..., slot]
         running = alive * (delta + gamma * lam * running)
-        advantages[:, slot] = running
-        next_value = alive * values[:, slot]
+        advantages[..., slot] = running
+        next_value = alive * values[..., slot]
     return advantages, (advantages + values) * live
 
 
@@ -53,15 +53,15 @@ def bandit(rewards: Tensor, values: Tensor, live: Tensor) -> tuple[Tensor, Tenso
     """The slate as one action: its whole reward less the prompt's value, the same for every live slot.
 
     Args:
-        rewards: (b, k).
-        values: (b, k); the first slot's is the value of the prompt.
-        live: (b, k) bool.
+        rewards: (..., k).
+        values: (..., k); the first slot's is the value of the prompt.
+        live: (..., k) bool.
 
     Returns:
-        (advantages, returns), (b, k) each, 0 at slots that are not live.
+        (advantages, returns), (..., k) each, 0 at slots that are not live.
     """
     total = rewards.sum(-1, keepdim=True)
-    return (total - values[:, :1]) * live, total * live
+    return (total - values[..., :1]) * live, total * live
 
 
 def whiten(values: Tensor, mask: Tensor, *, eps: float = 1e-8) -> Tensor:

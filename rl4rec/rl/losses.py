@@ -17,10 +17,10 @@ def clipped_policy_loss(
     """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), to be minimised.
 
     Args:
-        log_probs: (b, k) under the current policy, with gradients.
-        old_log_probs: (b, k) under the policy that sampled.
-        advantages: (b, k).
-        mask: (b, k) bool, slots that count.
+        log_probs: (..., k) under the current policy, with gradients.
+        old_log_probs: (..., k) under the policy that sampled.
+        advantages: (..., k).
+        mask: (..., k) bool, slots that count.
         clip_range: epsilon.
 
     Returns:
@@ -39,10 +39,10 @@ def clipped_value_loss(
     """Half the squared error of the value head, clipped around the old values (as in the PPO2 baseline).
 
     Args:
-        values: (b, k) with gradients.
-        old_values: (b, k) at the time of sampling.
-        returns: (b, k).
-        mask: (b, k) bool.
+        values: (..., k) with gradients.
+        old_values: (..., k) at the time of sampling.
+        returns: (..., k).
+        mask: (..., k) bool.
         clip_range: largest change of a value that is rewarded; None: no clipping.
     """
     loss = (values - returns).square()

@@ -111,7 +111,8 @@ def build_grpo(
     set_trainable(policy, rl.trainable, rl.lora)
     # TRL takes old and new log-probabilities under different dropout masks: with more than one update a rollout
     # their ratio would be noise.
-    set_dropout(policy, rl.dropout and params.num_iterations == 1)
+    dropout = rl.dropout and params.num_iterations == 1
+    set_dropout(policy, dropout)
 
     prompts = prompts_of(data, rl, policy, seed=params.seed)
     arguments = _arguments(rl, params, checkpoints, prompts=len(prompts))
@@ -127,7 +128,7 @@ def build_grpo(
         train_dataset=dataset,
         processing_class=tokenizer,
     )
-    trainer.use_reference(reference, kl_coef=params.kl_coef)
+    trainer.use_reference(reference, kl_coef=params.kl_coef, dropout=dropout)
     if leave_out is not None:
         policy.leave_out = reference.leave_out = leave_out.to(trainer.accelerator.device)
     trainer.use_supervised_term(rl.sft_coef)
@@ -169,9 +170,14 @@ class SlateGRPOTrainer(GRPOTrainer):
 
     slates_per_step = 0.0
     _reference: SlatePolicy | None = None
+    _dropout = False
 
-    def use_reference(self, reference: SlatePolicy, *, kl_coef: float) -> None:
-        """Measure (and with `kl_coef` above 0, penalise) the KL divergence to `reference`."""
+    def use_reference(self, reference: SlatePolicy, *, kl_coef: float, dropout: bool) -> None:
+        """Measure (and with `kl_coef` above 0, penalise) the KL divergence to `reference`.
+
+        `dropout` says whether updates keep the policy's own; the KL is measured without.
+        """
+        self._dropout = dropout
         self._reference = reference.to(self.accelerator.device)
         if kl_coef > 0:
             self.beta = kl_coef
@@ -219,7 +225,7 @@ class SlateGRPOTrainer(GRPOTrainer):
         assert output.log_probs is not None and output.entropy is not None
         log_probs = output.log_probs[prompts.rows, place]
         if compute_entropy and self.beta == 0 and self._is_logging_step():
-            self._measure_kl(policy, inputs, prompts.rows, place)
+            self._measure_kl(policy, inputs, None if self._dropout else log_probs, prompts.rows, place)
         entropy = output.entropy[prompts.rows, place] if compute_entropy else None
         return log_probs, entropy, output.target_loss
 
@@ -227,15 +233,27 @@ class SlateGRPOTrainer(GRPOTrainer):
         return (self.state.global_step + 1) % self.args.logging_steps == 0
 
     @torch.no_grad()
-    def _measure_kl(self, policy: SlatePolicy, inputs: dict[str, Any], rows: Tensor, place: Tensor) -> None:
-        """Log the KL to the reference, without dropout, under TRL's name; TRL itself does only if it penalises it."""
+    def _measure_kl(
+        self, policy: SlatePolicy, inputs: dict[str, Any], log_probs: Tensor | None, rows: Tensor, place: Tensor
+    ) -> None:
+        """Log the KL to the reference under TRL's name, which logs it only if it penalises it.
+
+        `log_probs` (n, k) are the policy's own, None if they were taken under dropout and must be worked out anew.
+        """
         assert self._reference is not None
-        policy.train(False)
-        ours, theirs = (SlatePolicy.forward(model, **inputs).log_probs for model in (policy, self._reference))
-        policy.train()
-        assert ours is not None and theirs is not None
-        kl = kl_estimate(ours[rows, place], theirs[rows, place]).mean()
+        if log_probs is None:
+            policy.train(False)
+            log_probs = _log_probs(policy, inputs)[rows, place]
+            policy.train()
+        kl = kl_estimate(log_probs, _log_probs(self._reference, inputs)[rows, place]).mean()
         self._metrics["train"]["kl"].append(self.accelerator.gather(kl).mean().item())
+
+
+def _log_probs(policy: SlatePolicy, inputs: dict[str, Any]) -> Tensor:
+    """(b, g, k), past what TRL makes of `forward`."""
+    log_probs = SlatePolicy.forward(policy, **inputs).log_probs
+    assert log_probs is not None
+    return log_probs
 
 
 def _arguments(rl: RLParams, params: GRPOParams, folder: Path, *, prompts: int) -> GRPOConfig:

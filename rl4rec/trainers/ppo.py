@@ -2,7 +2,8 @@
 
 TRL removed its PPOTrainer; this one is ours and reads top to bottom. One step:
 
-1. *Rollout*: one slate a prompt for `batch_size x gradient_accumulation_steps` prompts, without dropout.
+1. *Rollout*: `num_sample_generations` slates a prompt for `batch_size x gradient_accumulation_steps` prompts, without
+   dropout, from one reading of each history.
 2. *Reward*: the metric's gain at each slot, less the KL penalty to the SFT policy.
 3. *Advantages*: GAE over the slots (or the slate as one action), whitened over the whole batch.
 4. *Update*: `ppo_epochs` passes over mini-batches with the clipped policy and value losses.
@@ -12,15 +13,13 @@ Deviations from the paper and from RLHF practice, and why:
 - The episode ends at the slot that hits the target: nothing after it changes the reward, and leaving those slots out
   only takes variance away (`live_slots`).
 - The value head reads the prompt's state and predicts one value a slot: what the slate still earns from there if it
-  has not hit yet. The state does not see the items chosen so far, which keeps one forward pass for a whole slate.
+  has not hit yet. The state does not see the items chosen so far, which keeps one forward pass for all slates.
 - With `rl.dropout` on, the old log-probabilities are taken under the same dropout mask as the updates (one seed a
   mini-batch), so the ratio starts at exactly 1.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -30,8 +29,6 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm.auto import tqdm
-from transformers import get_scheduler
 
 from rl4rec.data.prepared import PreparedData
 from rl4rec.leave_out import LeaveOutEmbeddings
@@ -42,28 +39,28 @@ from rl4rec.policy import SlatePolicy, SlatePolicyOutput
 from rl4rec.rl.advantages import bandit, explained_variance, gae, live_slots, whiten
 from rl4rec.rl.losses import AdaptiveKL, clipped_policy_loss, clipped_value_loss, kl_estimate, masked_mean
 from rl4rec.support import Histories
-from rl4rec.trainers.checkpoints import keep_only, latest_checkpoint
-from rl4rec.trainers.monitor import Monitor, peak_memory_mb
-from rl4rec.trainers.token_prompts import CandidateRule, prompts_of
-from rl4rec.trainers.trainable import frozen_copy, set_dropout, set_trainable
+from rl4rec.trainers.monitor import Monitor
+from rl4rec.trainers.prompt_trainer import PromptTrainer
+from rl4rec.trainers.token_prompts import CandidateRule
+from rl4rec.trainers.trainable import frozen_copy
 from rl4rec.trainers.updates import ppo_steps
 
 
 class Rollout(NamedTuple):
-    """One batch of prompts with a slate each; b prompts, k slots."""
+    """One batch of prompts with their slates; b prompts, g slates each, k slots."""
 
     history_items: Tensor  # (b, l)
     history_lengths: Tensor  # (b,)
     tables: Tensor | None  # (b,) leave-out item embeddings
     candidates: Tensor | None  # (b, c)
     targets: Tensor  # (b,)
-    slates: Tensor  # (b, k) item indices
-    live: Tensor  # (b, k) bool
-    gains: Tensor  # (b, k)
-    old_log_probs: Tensor  # (b, k)
-    old_values: Tensor  # (b, k)
-    advantages: Tensor  # (b, k) whitened
-    returns: Tensor  # (b, k)
+    slates: Tensor  # (b, g, k) item indices
+    live: Tensor  # (b, g, k) bool
+    gains: Tensor  # (b, g, k)
+    old_log_probs: Tensor  # (b, g, k)
+    old_values: Tensor  # (b, g, k)
+    advantages: Tensor  # (b, g, k) whitened
+    returns: Tensor  # (b, g, k)
 
     def rows(self, start: int, stop: int) -> Rollout:
         """A slice of the batch."""
@@ -91,28 +88,21 @@ class ActorCritic(nn.Module):
         temperature: float,
         targets: Tensor | None = None,
     ) -> tuple[SlatePolicyOutput, Tensor]:
-        """Slate log-probabilities with entropies (b, 1, k), and values (b, k)."""
+        """Log-probabilities with entropies of slates (b, g, k), and values that a prompt's slates share (b, 1, k)."""
         output = self.policy(
             histories=histories,
             candidates=candidates,
-            slates=slates.unsqueeze(1),
+            slates=slates,
             temperature=temperature,
             targets=targets,
         )
-        return output, self.value_head(output.states)
+        return output, self.value_head(output.states).unsqueeze(1)
 
 
-class PPOTrainer:
-    """Proximal policy optimisation of a slate policy.
+class PPOTrainer(PromptTrainer):
+    """Proximal policy optimisation of a slate policy. Arguments as of `PromptTrainer`."""
 
-    Args:
-        policy: the warm start, trained in place.
-        data: source of the prompts, see `prompts_of`.
-        rl: the `rl` section.
-        monitor: takes log rows and validations.
-        checkpoints: folder for resuming an interrupted run.
-        leave_out: item embeddings that have not seen the prompts' targets (`rl.crossfit`).
-    """
+    name, unit = "ppo", "slates"
 
     def __init__(
         self,
@@ -123,101 +113,68 @@ class PPOTrainer:
         checkpoints: Path,
         *,
         leave_out: LeaveOutEmbeddings | None = None,
-    ):
-        self.rl, self.params, self.monitor, self.checkpoints = rl, rl.ppo, monitor, checkpoints
-        self.accelerator = Accelerator(gradient_accumulation_steps=self.params.gradient_accumulation_steps)
-        self.reference = frozen_copy(policy).to(self.accelerator.device)
-        set_trainable(policy, rl.trainable, rl.lora)
-        set_dropout(policy, rl.dropout)
+    ) -> None:
+        self.params = rl.ppo
+        accelerator = Accelerator(gradient_accumulation_steps=rl.ppo.gradient_accumulation_steps)
+        self.reference = frozen_copy(policy).to(accelerator.device)
+        super().__init__(policy, data, rl, rl.ppo, monitor, checkpoints, leave_out=leave_out, accelerator=accelerator)
+        self.reference.leave_out = policy.leave_out
         self.rule = CandidateRule(
             rl.candidates, torch.from_numpy(data.item_counts), exclude_seen=policy.config.mask_seen
         )
-        self.prompts = prompts_of(data, rl, policy, seed=self.params.seed)
-        world = self.accelerator.num_processes
-        self.local_batch = self.params.slates_per_step
-        self.slates_per_step = self.local_batch * world
-        self.total_steps = ppo_steps(rl, self.params, prompts=len(self.prompts), world=world)
-
+        self.local_batch = rl.ppo.batch_size * rl.ppo.gradient_accumulation_steps  # prompts
+        world = accelerator.num_processes
         model = ActorCritic(policy, k=rl.k)
-        groups = [
-            {"params": [p for p in policy.parameters() if p.requires_grad], "lr": self.params.learning_rate},
-            {"params": list(model.value_head.parameters()), "lr": self.params.value_learning_rate},
-        ]
-        optimizer = torch.optim.AdamW(groups, weight_decay=rl.weight_decay)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        if leave_out is not None:
-            policy.leave_out = self.reference.leave_out = leave_out.to(self.accelerator.device)
-        self.scheduler = get_scheduler(self.params.lr_scheduler, optimizer, 0, self.total_steps)
-        self.accelerator.register_for_checkpointing(self.scheduler)
-        self.kl_control = AdaptiveKL(self.params.kl_coef, target=self.params.kl_target)
+        self.prepare(
+            model,
+            model.value_head,
+            total_steps=ppo_steps(rl, rl.ppo, prompts=len(self.prompts), world=world),
+            samples_per_step=rl.ppo.slates_per_step * world,
+        )
+        self.value_head = model.value_head
+        self.kl_control = AdaptiveKL(rl.ppo.kl_coef, target=rl.ppo.kl_target)
 
-    @property
-    def policy(self) -> SlatePolicy:
-        """The policy in training."""
-        policy: SlatePolicy = self.accelerator.unwrap_model(self.model).policy
-        return policy
+    def state(self) -> dict[str, float]:
+        """The adaptive KL coefficient."""
+        return {"kl_coef": self.kl_control.value}
 
-    def train(self, *, digest: str) -> None:
-        """Run all steps, or those that are left after an interruption of the run that `digest` identifies."""
-        step = self._resume(digest)
-        if step == 0:
-            self.monitor.validate(self.policy, step=0, samples=0, candidate=False)
-        window: dict[str, list[float]] = defaultdict(list)
-        logged_at, logged_step = self.monitor.seconds, step
-        bar = tqdm(total=self.total_steps, initial=step, desc="ppo", unit="step", disable=not sys.stderr.isatty())
-        while step < self.total_steps:
-            measure = (step + 1) % self.rl.logging_steps == 0
-            rollout, stats = self.rollout(step, measure_kl=measure)
-            stats |= self.update(rollout, step)
-            stats = self._mean_over_processes(stats)
-            self.scheduler.step()
-            step += 1
-            bar.update()
-            for name, value in stats.items():
-                window[name].append(value)
-            samples = step * self.slates_per_step
-            if measure or step == self.total_steps:
-                row = {f"train/{name}": sum(values) / len(values) for name, values in window.items()}
-                row["train/learning_rate"] = self.scheduler.get_last_lr()[0]
-                seconds = self.monitor.seconds - logged_at
-                row["train/slates_per_second"] = (step - logged_step) * self.slates_per_step / max(seconds, 1e-9)
-                row["train/peak_memory_mb"] = peak_memory_mb()
-                self.monitor.log(row, step=step, samples=samples)
-                window.clear()
-                logged_at, logged_step = self.monitor.seconds, step
-            if step % self.rl.eval_every == 0 or step == self.total_steps:
-                self.monitor.validate(self.policy, step=step, samples=samples)
-                self._save(step)
-        bar.close()
-        self.monitor.finish(step=step, samples=step * self.slates_per_step)
-        self.accelerator.wait_for_everyone()  # nobody may still be writing when the caller cleans up
+    def load_state(self, state: dict[str, float]) -> None:
+        """Take back what `state` returned."""
+        self.kl_control.value = state["kl_coef"]
+
+    def train_step(self, step: int, *, logged: bool) -> dict[str, float]:
+        """One rollout and the updates on it."""
+        rollout, stats = self.rollout(step, measure_kl=logged)
+        return stats | self.update(rollout, step)
 
     # --- rollout ----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def rollout(self, step: int, *, measure_kl: bool) -> tuple[Rollout, dict[str, float]]:
-        """Sample a slate for each prompt of this step and work out its advantages."""
+        """Sample slates for each prompt of this step and work out their advantages."""
         policy, params = self.policy, self.params
-        # in turns, so that the n-th mini-batches of all processes are the n-th one of a single process
-        batch = self.prompts.visit(step * self.slates_per_step, self.slates_per_step)
-        batch = batch.share(self.accelerator.process_index, self.accelerator.num_processes)
-        seeds = torch.from_numpy(batch.seeds).to(policy.device)
-        tables = None if policy.leave_out is None else policy.leave_out.of_seeds(seeds)
-        histories = policy.pad_histories(batch.histories)._replace(tables=tables)
-        targets = torch.from_numpy(batch.targets).to(policy.device)
+        world = self.accelerator.num_processes
+        histories, targets, seeds = self.read_prompts(step * self.local_batch * world, self.local_batch)
         candidates = self.rule.candidates(histories, targets, seeds)
         support = policy.support(histories, candidates)
+        policy.train(False)
+        states = policy.prompt_states(histories)
         slates = policy.sample(
             histories,
             support,
-            num_slates=1,
+            num_slates=params.num_sample_generations,
             k=self.rl.k,
             temperature=params.temperature,
+            states=states,
             keys=combine(seeds, targets),
-        )[:, 0]
+        )
+        log_probs = policy.log_probs(
+            histories, support, slates, temperature=params.temperature, states=states
+        ).log_probs
+        values = self.value_head(states).unsqueeze(1)
 
         weights = (self.rl.mixed.ndcg, self.rl.mixed.hit, self.rl.mixed.mrr)
-        gains = slate_gains(slates, targets, reward_type=self.rl.reward_type, weights=weights)  # (b, k)
+        gains = slate_gains(slates, targets.unsqueeze(1), reward_type=self.rl.reward_type, weights=weights)  # (b, g, k)
         live = live_slots(gains)
         rewards = gains
         stats = {
@@ -226,51 +183,34 @@ class PPOTrainer:
             "no_signal_share": (gains == 0).all(-1).double().mean().item(),
         }
         if measure_kl or params.kl_coef > 0:
-            log_ratio = self._log_ratio_to_reference(histories, candidates, slates)
-            kl = self.accelerator.gather(kl_estimate(log_ratio, torch.zeros_like(log_ratio)).mean()).mean().item()
+            reference = self.reference.log_probs(histories, support, slates, temperature=params.temperature).log_probs
+            kl = self.accelerator.gather(kl_estimate(log_probs, reference).mean()).mean().item()
             stats["kl"] = kl
-            rewards = gains - self.kl_control.value * log_ratio * live
+            rewards = gains - self.kl_control.value * (log_probs - reference) * live
             if params.kl_coef > 0 and params.kl_control == "adaptive":
                 self.kl_control.update(kl)
 
         blank = torch.empty_like(gains)
         drawn = Rollout(*histories, candidates, targets, slates, live, gains, blank, blank, blank, blank)
-        old = [self._forward(part, step, number) for number, part in enumerate(self._mini_batches(drawn))]
-        old_log_probs = torch.cat([output.log_probs[:, 0] for output, _ in old if output.log_probs is not None])
-        old_values = torch.cat([values for _, values in old])
+        if self.rl.dropout:
+            old = [self._forward(part, step, number) for number, part in enumerate(self._mini_batches(drawn))]
+            log_probs = torch.cat([output.log_probs for output, _ in old if output.log_probs is not None])
+            values = torch.cat([values for _, values in old])
+        values = values.expand_as(gains)
         if params.advantage == "gae":
-            advantages, returns = gae(rewards, old_values, live, gamma=params.gamma, lam=params.lam)
+            advantages, returns = gae(rewards, values, live, gamma=params.gamma, lam=params.lam)
         else:
-            advantages, returns = bandit(rewards * live, old_values, live)
-        stats["explained_variance"] = explained_variance(*self.accelerator.gather((old_values, returns, live)))
+            advantages, returns = bandit(rewards * live, values, live)
+        gathered = self.accelerator.gather((values.contiguous(), returns, live))
+        stats["explained_variance"] = explained_variance(*gathered)
         if params.whiten_advantages:
             advantages = self._whiten_over_processes(advantages, live)
-        rollout = drawn._replace(
-            old_log_probs=old_log_probs, old_values=old_values, advantages=advantages, returns=returns
-        )
-        return rollout, stats
-
-    def _log_ratio_to_reference(self, histories: Histories, candidates: Tensor | None, slates: Tensor) -> Tensor:
-        """Log p_policy - log p_reference of every slot, without dropout, (b, k)."""
-        support = self.policy.support(histories, candidates)
-        self.policy.train(False)
-        ours, theirs = (
-            policy.log_probs(histories, support, slates.unsqueeze(1), temperature=self.params.temperature).log_probs
-            for policy in (self.policy, self.reference)
-        )
-        return (ours - theirs)[:, 0]
+        return drawn._replace(old_log_probs=log_probs, old_values=values, advantages=advantages, returns=returns), stats
 
     def _whiten_over_processes(self, advantages: Tensor, live: Tensor) -> Tensor:
         gathered, mask = self.accelerator.gather((advantages, live))
         rank = self.accelerator.process_index
         return whiten(gathered, mask)[rank * len(advantages) : (rank + 1) * len(advantages)]
-
-    def _mean_over_processes(self, stats: dict[str, float]) -> dict[str, float]:
-        if self.accelerator.num_processes == 1:
-            return stats
-        values = torch.tensor(list(stats.values()), dtype=torch.float64, device=self.accelerator.device)
-        means = self.accelerator.gather(values.unsqueeze(0)).mean(0).tolist()
-        return dict(zip(stats, means, strict=True))
 
     # --- update -----------------------------------------------------------------------------------
 
@@ -297,12 +237,12 @@ class PPOTrainer:
         output, values = self._forward(part, step, number)
         assert output.log_probs is not None and output.entropy is not None
         policy_loss, clip_fraction = clipped_policy_loss(
-            output.log_probs[:, 0], part.old_log_probs, part.advantages, part.live, clip_range=params.clip_range
+            output.log_probs, part.old_log_probs, part.advantages, part.live, clip_range=params.clip_range
         )
         value_loss = clipped_value_loss(
             values, part.old_values, part.returns, part.live, clip_range=params.clip_range_value
         )
-        entropy = masked_mean(output.entropy[:, 0], part.live)
+        entropy = masked_mean(output.entropy, part.live)
         share = self._share_of_live(part.live)
         loss = share * (policy_loss + params.value_coef * value_loss - params.entropy_coef * entropy)
         stats = {
@@ -338,27 +278,6 @@ class PPOTrainer:
     def _mini_batches(self, rollout: Rollout) -> Iterator[Rollout]:
         for start in range(0, self.local_batch, self.params.mini_batch_size):
             yield rollout.rows(start, start + self.params.mini_batch_size)
-
-    # --- checkpoints ------------------------------------------------------------------------------
-
-    def _save(self, step: int) -> None:
-        folder = self.checkpoints / f"checkpoint-{step}"
-        self.accelerator.save_state(str(folder))
-        if self.accelerator.is_main_process:
-            (folder / "ppo.json").write_text(json.dumps({"step": step, "kl_coef": self.kl_control.value}))
-        self.accelerator.wait_for_everyone()
-        self.monitor.save_state(folder)
-        keep_only(self.checkpoints, folder)
-
-    def _resume(self, digest: str) -> int:
-        folder = latest_checkpoint(self.checkpoints, digest)
-        if folder is None:
-            return 0
-        self.accelerator.load_state(str(folder))
-        state = json.loads((folder / "ppo.json").read_text())
-        self.kl_control.value = state["kl_coef"]
-        self.monitor.load_state(folder)
-        return int(state["step"])
 
 
 @contextmanager

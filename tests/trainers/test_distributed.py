@@ -80,7 +80,7 @@ def test_two_processes_do_the_same_as_one_on_the_same_batch(
     first, second = (log_rows(tmp_path / name / f"logs/{algorithm}.jsonl") for name in "12")
     assert [row["step"] for row in second if "train/loss" in row] == [1, 2, 3]  # one writer
     assert second[-1]["samples"] == 3 * (8 if algorithm == "sft_continued" else 32)
-    clocks = ("seconds", "slates_per_second", "peak_memory_mb", "train_seconds")
+    clocks = ("seconds", "per_second", "peak_memory_mb", "train_seconds")
     for ours, theirs in zip(first, second, strict=True):
         measured = [{k: v for k, v in row.items() if not k.endswith(clocks)} for row in (ours, theirs)]
         assert measured[1] == pytest.approx(measured[0], rel=1e-4, abs=1e-6)

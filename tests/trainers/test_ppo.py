@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from rl4rec.data.prepared import PreparedData
+from rl4rec.metrics import slate_gains
 from rl4rec.params import PPOParams, RLParams
 from rl4rec.policy import SlatePolicy
+from rl4rec.rl.advantages import gae, whiten
 from rl4rec.seeding import seed_everything
-from rl4rec.trainers.ppo import PPOTrainer, ppo_steps
+from rl4rec.trainers.ppo import PPOTrainer, Rollout, ppo_steps
 from tests.trainers.helpers import make_monitor, raises_interrupted, rl_params, same_weights
 
 BASE = {
@@ -43,11 +45,11 @@ def trainer_for(
 
 
 @pytest.mark.parametrize("generation", ["slate", "autoregressive"])
-@pytest.mark.parametrize("source", ["uniform", "full"])
+@pytest.mark.parametrize(("source", "slates"), [("uniform", 1), ("uniform", 3), ("full", 2)])
 def test_old_log_probs_are_those_of_the_sampled_slates(
-    sft_folder: Path, tiny_data: PreparedData, tmp_path: Path, source: str, generation: str
+    sft_folder: Path, tiny_data: PreparedData, tmp_path: Path, source: str, slates: int, generation: str
 ) -> None:
-    rl = rl_params(candidates={"source": source, "negatives": 8})
+    rl = rl_params(candidates={"source": source, "negatives": 8}, ppo=BASE | {"num_sample_generations": slates})
     trainer = trainer_for(sft_folder, tiny_data, rl, tmp_path)
     trainer.policy.config.generation = generation
     rollout, _ = trainer.rollout(0, measure_kl=False)
@@ -58,8 +60,9 @@ def test_old_log_probs_are_those_of_the_sampled_slates(
         support = trainer.policy.support(
             history, trainer.rule.candidates(history, target, torch.tensor([int(batch.seeds[row])]))
         )
-        own = trainer.policy.log_probs(history, support, rollout.slates[row].view(1, 1, 3)).log_probs[0, 0]
+        own = trainer.policy.log_probs(history, support, rollout.slates[row].unsqueeze(0)).log_probs[0]
         assert torch.allclose(rollout.old_log_probs[row], own, atol=1e-5)
+    assert rollout.old_log_probs.shape == rollout.advantages.shape == (32, slates, 3)
 
 
 def test_with_dropout_the_ratio_still_starts_at_one(sft_folder: Path, tiny_data: PreparedData, tmp_path: Path) -> None:
@@ -72,10 +75,10 @@ def test_with_dropout_the_ratio_still_starts_at_one(sft_folder: Path, tiny_data:
     for number, part in enumerate(parts):
         output, values = trainer._forward(part, 0, number)
         assert output.log_probs is not None
-        assert torch.equal(output.log_probs[:, 0], part.old_log_probs)
-        assert torch.equal(values, part.old_values)
+        assert torch.equal(output.log_probs, part.old_log_probs)
+        assert torch.equal(values.expand_as(part.old_values), part.old_values)
     other, _ = trainer._forward(parts[0], 1, 0)  # another step draws another mask
-    assert other.log_probs is not None and not torch.allclose(other.log_probs[:, 0], parts[0].old_log_probs)
+    assert other.log_probs is not None and not torch.allclose(other.log_probs, parts[0].old_log_probs)
 
 
 def test_first_update_is_the_policy_gradient(sft_folder: Path, tiny_data: PreparedData, tmp_path: Path) -> None:
@@ -90,7 +93,7 @@ def test_first_update_is_the_policy_gradient(sft_folder: Path, tiny_data: Prepar
     output, _ = trainer._forward(rollout, 0, 0)
     assert output.log_probs is not None
     live = rollout.live
-    (-(rollout.advantages * output.log_probs[:, 0])[live].mean()).backward()
+    (-(rollout.advantages * output.log_probs)[live].mean()).backward()
     for name, parameter in trainer.policy.named_parameters():
         assert torch.allclose(ours[name], parameter.grad, atol=1e-6), name
     assert rollout.advantages[live].mean().item() == pytest.approx(0.0, abs=1e-5)
@@ -114,6 +117,32 @@ def test_learns_and_logs(sft_folder: Path, tiny_data: PreparedData, tmp_path: Pa
     assert rows[-1]["summary"] and rows[-1]["samples"] == 40 * 128
     assert [row["step"] for row in rows if "valid/full/ndcg@3" in row] == [0, 20, 40]
     assert (tmp_path / "best/model.safetensors").exists()
+
+
+def test_several_slates_a_prompt_are_rows_of_one_batch(
+    sft_folder: Path, tiny_data: PreparedData, tmp_path: Path
+) -> None:
+    """The loss over b prompts with g slates is the one over b * g rows, and value and gain are each slate's own."""
+    trainer = trainer_for(sft_folder, tiny_data, rl_params(ppo=BASE | {"num_sample_generations": 4}), tmp_path)
+    torch.nn.init.normal_(trainer.value_head.weight, std=0.1)
+    rollout, stats = trainer.rollout(0, measure_kl=True)
+    assert stats["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert len(rollout.slates.unique(dim=0)) > 1 and not torch.equal(rollout.slates[:, 0], rollout.slates[:, 1])
+
+    def spread_out(field: torch.Tensor | None) -> torch.Tensor | None:
+        if field is None or field.dim() < 3:
+            return None if field is None else field.repeat_interleave(4, 0)
+        return field.flatten(0, 1).unsqueeze(1)
+
+    flat = Rollout(*map(spread_out, rollout))
+    loss, _ = trainer._loss(rollout, 0, 0)
+    spread, _ = trainer._loss(flat, 0, 0)
+    assert loss.item() == pytest.approx(spread.item(), rel=1e-5)
+    gains = slate_gains(flat.slates[:, 0], flat.targets)
+    assert torch.equal(gains, flat.gains[:, 0])
+    advantages, returns = gae(gains, flat.old_values[:, 0], flat.live[:, 0], gamma=1.0, lam=0.95)
+    assert torch.allclose(whiten(advantages, flat.live[:, 0]), flat.advantages[:, 0], atol=1e-5)
+    assert torch.allclose(returns, flat.returns[:, 0])
 
 
 def test_same_seed_same_weights(sft_folder: Path, tiny_data: PreparedData, tmp_path: Path) -> None:
@@ -150,7 +179,7 @@ def test_accumulated_mini_batches_make_one_update(sft_folder: Path, tiny_data: P
     """Two accumulated micro-batches of 16 (equal live counts aside) move the weights once a pass."""
     rl = rl_params(ppo=BASE | {"batch_size": 16, "gradient_accumulation_steps": 2, "ppo_epochs": 1, "max_steps": 1})
     trainer = trainer_for(sft_folder, tiny_data, rl, tmp_path)
-    assert trainer.slates_per_step == 32
+    assert trainer.samples_per_step == 32
     rollout, _ = trainer.rollout(0, measure_kl=False)
     stats = trainer.update(rollout, 0)
     assert trainer.optimizer.optimizer.state[next(iter(trainer.policy.lm.parameters()))]["step"].item() == 1
@@ -162,5 +191,7 @@ def test_length_by_steps_epochs_or_budget() -> None:
     base = {"batch_size": 32, "mini_batch_size": 16, "gradient_accumulation_steps": 2}  # 64 slates a step
     assert ppo_steps(rl, PPOParams(**base), prompts=100) == 100
     assert ppo_steps(rl, PPOParams(**base, num_epochs=2), prompts=160) == 5
+    assert ppo_steps(rl, PPOParams(**base, num_sample_generations=4), prompts=100) == 25
+    assert ppo_steps(rl, PPOParams(**base, num_sample_generations=4, num_epochs=2), prompts=160) == 5
     assert ppo_steps(rl, PPOParams(**base, max_steps=7, num_epochs=2), prompts=160) == 7
     assert ppo_steps(rl, PPOParams(**base), prompts=100, world=2) == 50
