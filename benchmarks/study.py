@@ -1,8 +1,9 @@
 """When does RL help, and is it RL that helps? `make study`: PPO, GRPO and the control over seeds and settings.
 
-Every run starts from the one SFT policy of `dvc repro`, with the project's settings and the changes of `SETTINGS`.
-The last policy of each run is kept (`rl.keep`); test is reported as it comes. Runs go side by side, one core each, in
-`.study/`, and those that are done are not repeated. Writes `metrics/study.json` and the table of `docs/PPO_vs_GRPO.md`.
+Every run has the project's settings with the changes of `SETTINGS`. It starts from the SFT policy and the leave-out
+embeddings of `dvc repro`, or, if its setting changes what these depend on, from its own. The last policy of each run
+is kept (`rl.keep`); test is reported as it comes. Runs go side by side, one core each, in `.study/`, and those that are
+done are not repeated. Writes `metrics/study.json` and the tables of `docs/PPO_vs_GRPO.md`.
 """
 
 from __future__ import annotations
@@ -13,103 +14,155 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from common import ROOT, finish, own_cores, start
 
+from rl4rec.data.prepared import load_prepared
 from rl4rec.evaluation.files import load_evaluation, write_json
-from rl4rec.metrics import rank_gains
 from rl4rec.params import load_params
+from rl4rec.report.comparison import paired_differences, per_user_gains
 from rl4rec.report.study import study_tables
-from rl4rec.statistics import paired_bootstrap
 from rl4rec.workspace import merge_settings
 
+Changes = dict[str, Any]
 ALGORITHMS = ("grpo", "ppo", "sft_continued")
 FOLDER = ROOT / ".study"
-SETTINGS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "ranking": yaml.safe_load((ROOT / "ranking.yaml").read_text(encoding="utf-8"))["rl"],
-    "memorised": {"crossfit": {"split_points": 0}},
-    "small_batch": {
-        "num_slates": 10_000,
-        "eval_every": 125,
-        "ppo": {"batch_size": 16, "mini_batch_size": 4},
-        "grpo": {"batch_size": 4, "num_sample_generations": 4},
+EARLIER = FOLDER / "one_step_back.txt"  # made by `one_step_back`
+# Changes of params.yaml, by the seed of RL.
+SETTINGS: dict[str, Callable[[int], Changes]] = {
+    "default": lambda _: {},
+    "ranking": lambda _: dict(yaml.safe_load((ROOT / "ranking.yaml").read_text(encoding="utf-8"))),
+    "memorised": lambda _: {"rl": {"crossfit": {"split_points": 0}}},
+    "small_batch": lambda _: {
+        "rl": {
+            "num_slates": 10_000,
+            "eval_every": 125,
+            "ppo": {"batch_size": 16, "mini_batch_size": 4},
+            "grpo": {"batch_size": 4, "num_sample_generations": 4},
+        }
     },
+    "other_warm_starts": lambda seed: {"sft": {"seed": seed + 1}, "rl": {"crossfit": {"seed": seed + 1}}},
+    "one_step_back": lambda _: {"data": {"source": "sequences", "path": f"../{EARLIER.name}", "k_core": 1}},
 }
+GENERATIONS = (2, 4, 8, 16)  # of which the peak memory is measured
 # What a run depends on besides its settings.
 ORIGIN = [
     hashlib.sha256(b"".join(path.read_bytes() for path in sorted(ROOT.glob(pattern)))).hexdigest()
-    for pattern in (
-        "rl4rec/**/*.py",
-        "pipelines/*.py",
-        "models/sft/*.safetensors",
-        "models/crossfit/*",
-        "data/prepared/*.parquet",
-    )
+    for pattern in ("rl4rec/**/*.py", "pipelines/*.py", "models/sft/*.safetensors", "data/prepared/*.parquet")
 ]
-GENERATIONS = (2, 4, 8, 16)  # of which the peak memory is measured
 DOCUMENT = ROOT / "docs" / "PPO_vs_GRPO.md"
 MARKS = "<!-- made by `make study` -->\n", "<!-- end -->"
-METRICS = [(f"{fold}.{protocol}.{name}@10", f"{fold}_{column}", name)
-           for fold in ("valid", "test") for protocol, column in (("full", "full"), ("sampled100", "sampled"))
-           for name in ("ndcg", "hit")]  # fmt: skip
+BOOTSTRAP = {"samples": 10_000, "confidence": 0.95, "seed": 0}
 
 
-def run(setting: str, algorithm: str, seed: int, core: int | None) -> Path:
-    """Train and evaluate one run; its folder."""
-    folder = FOLDER / f"{setting}-{algorithm}-{seed}"
-    params = load_params(ROOT / "params.yaml").model_dump(mode="json")
-    if setting in SETTINGS:
-        params["rl"] = merge_settings(params["rl"], SETTINGS[setting])
-    else:  # `generations-8`
-        changes = {"num_sample_generations": int(setting.partition("-")[2]), "max_steps": 10}
-        params["rl"] = merge_settings(params["rl"], {"eval_every": 10, "grpo": changes})
-    params["rl"][algorithm]["seed"] = seed
+class Cores:
+    """Lends each job a core of its own."""
+
+    def __init__(self) -> None:
+        self._free: Queue[int | None] = Queue()
+        for core in own_cores():
+            self._free.put(core)
+        self.count = self._free.qsize()
+
+    @contextmanager
+    def one(self) -> Iterator[int | None]:
+        core = self._free.get()
+        try:
+            yield core
+        finally:
+            self._free.put(core)
+
+
+def settings(changes: Changes) -> Changes:
+    """All settings of a run."""
+    params = merge_settings(load_params(ROOT / "params.yaml").model_dump(mode="json"), changes)
     params["tracking"]["enabled"] = False
-    wanted = json.dumps([params, *ORIGIN])
-    done = folder / "done.json"
+    return params
+
+
+def base_folder(params: Changes) -> Path:
+    """Where the prepared data, the SFT policy and its leave-out embeddings for these settings are."""
+    own = [settings({}), params]
+    if params["rl"]["crossfit"]["split_points"] == 0:  # needs no embeddings
+        own[1] = merge_settings(params, {"rl": {"crossfit": own[0]["rl"]["crossfit"]}})
+    keys = [json.dumps([each["data"], each["policy"], each["sft"], each["rl"]["crossfit"]]) for each in own]
+    return ROOT if keys[0] == keys[1] else FOLDER / f"base-{hashlib.sha256(keys[1].encode()).hexdigest()[:8]}"
+
+
+def run(
+    folder: Path, params: Changes, scripts: Iterable[list[str]], *, linked: Iterable[str], base: Path, core: int | None
+) -> None:
+    """Run stages in a folder that borrows `linked` from another, unless the very same were run there before."""
+    wanted, done = json.dumps([params, *ORIGIN]), folder / "done.json"
     if done.exists() and done.read_text(encoding="utf-8") == wanted:
-        return folder
+        return
     shutil.rmtree(folder, ignore_errors=True)
-    for name in ("data/prepared", "models/sft", "models/crossfit"):
+    folder.mkdir(parents=True)
+    for name in linked:
         link = folder / name
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(ROOT / name)
+        link.symlink_to(base / name)
     (folder / "params.yaml").write_text(json.dumps(params), encoding="utf-8")  # JSON is YAML
-    stage = ["sft_continued.py"] if algorithm == "sft_continued" else ["rl.py", algorithm]
-    for script, *arguments in (stage, ["evaluate.py", algorithm]):
+    for script, *arguments in scripts:
         finish(start([sys.executable, str(ROOT / "pipelines" / script), *arguments], folder, core), folder)
     done.write_text(wanted, encoding="utf-8")
-    return folder
 
 
-def gains(folder: Path, policy: str) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+def make_base(folder: Path, params: Changes, core: int | None) -> None:
+    """Data, SFT policy and leave-out embeddings of settings that differ in them from the project's."""
+    scripts, linked = [["sft.py"], ["crossfit.py"], ["evaluate.py", "sft"]], ["data/prepared"]
+    if params["data"] != settings({})["data"]:
+        scripts, linked = [["fingerprint.py"], ["prepare.py"], *scripts], []
+    run(folder, params, scripts, linked=linked, base=ROOT, core=core)
+
+
+def train(folder: Path, params: Changes, algorithm: str, core: int | None) -> None:
+    """One training run and its evaluation."""
+    stage = ["sft_continued.py"] if algorithm == "sft_continued" else ["rl.py", algorithm]
+    linked = ("data/prepared", "models/sft", "models/crossfit")
+    run(folder, params, [stage, ["evaluate.py", algorithm]], linked=linked, base=base_folder(params), core=core)
+
+
+def one_step_back() -> None:
+    """The project's sequences without everyone's last item: the same protocol, one step earlier."""
+    data = load_prepared(ROOT / "data" / "prepared")
+    lines = [
+        " ".join([user, *(data.item_ids[item] for item in data.sequences[row][:-1])])
+        for row, user in enumerate(data.users)
+    ]
+    FOLDER.mkdir(exist_ok=True)
+    EARLIER.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def run_of(setting: str, algorithm: str, seed: int) -> tuple[Path, Changes]:
+    """Folder and settings of one training run."""
+    changes = merge_settings(SETTINGS[setting](seed), {"rl": {algorithm: {"seed": seed}}})
+    return FOLDER / f"{setting}-{algorithm}-{seed}", settings(changes)
+
+
+def memory_run(generations: int) -> tuple[Path, Changes]:
+    """Folder and settings of a short GRPO run, of which the peak memory is wanted."""
+    grpo = {"num_sample_generations": generations, "max_steps": 10}
+    return FOLDER / f"generations-{generations}", settings({"rl": {"eval_every": 10, "grpo": grpo}})
+
+
+def gains(folder: Path, policy: str) -> dict[str, Any]:
     """Per-user values of every metric."""
     found = load_evaluation(folder / "metrics" / f"{policy}.json", folder / "ranks" / f"{policy}.parquet")
-    return {
-        key: rank_gains(torch.from_numpy(found.ranks[column].to_numpy().copy()), k=10, metric=name).numpy()
-        for key, column, name in METRICS
-    }
+    return dict(per_user_gains(policy, found, k=10))
 
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Mean paired difference of each metric, relative change and interval."""
-    rows = {}
-    for key in first:
-        found = paired_bootstrap(first[key], second[key], samples=10_000, confidence=0.95, seed=0)
-        rows[key] = {
-            "delta": round(found.mean, 5),
-            "relative": round(found.mean / second[key].mean(), 4),
-            "ci95": [round(found.lower, 5), round(found.upper, 5)],
-        }
-    return rows
+    return paired_differences(first, second, BOOTSTRAP, "ci95")
 
 
 def summary(folder: Path, algorithm: str) -> dict[str, Any]:
@@ -118,52 +171,63 @@ def summary(folder: Path, algorithm: str) -> dict[str, Any]:
     return {key: last[key] for key in ("steps", "samples", "best_step", "train_seconds", "peak_memory_mb")}
 
 
+def means(values: dict[str, Any]) -> dict[str, float]:
+    return {key: round(float(users.mean()), 5) for key, users in values.items()}
+
+
+def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Per-user values, mean over the seeds."""
+    return {key: np.mean([each[key] for each in runs], 0) for key in runs[0]}
+
+
+def collect(setting: str, seeds: list[int]) -> dict[str, Any]:
+    """The figures of one setting."""
+    runs = {(a, seed): gains(run_of(setting, a, seed)[0], a) for a in ALGORITHMS for seed in seeds}
+    starts = {seed: gains(base_folder(run_of(setting, "grpo", seed)[1]), "sft") for seed in seeds}
+    mean = {a: over_seeds([runs[a, seed] for seed in seeds]) for a in ALGORITHMS}
+    mean["sft"] = over_seeds(list(starts.values()))
+    each = {
+        f"{a}-{seed}": {
+            **means(values),
+            **summary(run_of(setting, a, seed)[0], a),
+            "vs_sft": differences(values, starts[seed]),
+        }
+        for (a, seed), values in runs.items()
+    }
+    pairs = [(a, "sft") for a in ALGORITHMS] + [(a, "sft_continued") for a in ("grpo", "ppo")] + [("grpo", "ppo")]
+    compared = {f"{first}_vs_{second}": differences(mean[first], mean[second]) for first, second in pairs}
+    return {"changes": SETTINGS[setting](0), "seeds": seeds, "sft": means(mean["sft"]), "runs": each, **compared}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     arguments = parser.parse_args()
-    cores: Queue[int | None] = Queue()
-    for core in own_cores():
-        cores.put(core)
+    if "one_step_back" in arguments.settings:
+        one_step_back()
+    jobs = [(*run_of(s, a, seed), a) for s in arguments.settings for seed in arguments.seeds for a in ALGORITHMS]
+    jobs += [(*memory_run(n), "grpo") for n in GENERATIONS]
+    bases = {base_folder(params): params for _, params, _ in jobs}
+    bases.pop(ROOT, None)
+    cores = Cores()
 
-    def work(job: tuple[str, str, int]) -> tuple[tuple[str, str, int], Path]:
-        core = cores.get()
-        try:
-            folder = run(*job, core)
-        finally:
-            cores.put(core)
-        sys.stdout.write(f"{' '.join(map(str, job))}: done\n")
-        sys.stdout.flush()
-        return job, folder
+    def base(job: tuple[Path, Changes]) -> None:
+        with cores.one() as core:
+            make_base(*job, core)
+        print(f"{job[0].name}: ready", flush=True)
 
-    jobs = [(s, a, seed) for s in arguments.settings for seed in arguments.seeds for a in ALGORITHMS]
-    jobs += [(f"generations-{n}", "grpo", 0) for n in GENERATIONS]
-    with ThreadPoolExecutor(cores.qsize()) as pool:
-        folders = dict(pool.map(work, jobs))
-    sft = gains(ROOT, "sft")
-    result: dict[str, Any] = {"seeds": arguments.seeds, "settings": {}}
-    for setting in arguments.settings:
-        runs = {(a, seed): gains(folders[setting, a, seed], a) for a in ALGORITHMS for seed in arguments.seeds}
-        means = {
-            a: {key: np.mean([runs[a, seed][key] for seed in arguments.seeds], 0) for key in sft} for a in ALGORITHMS
-        }
-        pairs = {f"{a}_vs_sft": differences(means[a], sft) for a in ALGORITHMS}
-        pairs |= {f"{a}_vs_sft_continued": differences(means[a], means["sft_continued"]) for a in ("grpo", "ppo")}
-        pairs["grpo_vs_ppo"] = differences(means["grpo"], means["ppo"])
-        each = {
-            f"{a}-{seed}": {
-                **{key: round(float(values.mean()), 5) for key, values in runs[a, seed].items()},
-                **summary(folders[setting, a, seed], a),
-                "vs_sft": differences(runs[a, seed], sft),
-            }
-            for a in ALGORITHMS
-            for seed in arguments.seeds
-        }
-        result["settings"][setting] = {"changes": SETTINGS[setting], "runs": each, **pairs}
-    result["sft"] = {key: round(float(values.mean()), 5) for key, values in sft.items()}
+    def work(job: tuple[Path, Changes, str]) -> None:
+        with cores.one() as core:
+            train(*job, core)
+        print(f"{job[0].name}: done", flush=True)
+
+    with ThreadPoolExecutor(cores.count) as pool:
+        list(pool.map(base, bases.items()))
+        list(pool.map(work, jobs))
+    result = {"settings": {setting: collect(setting, arguments.seeds) for setting in arguments.settings}}
     result["memory_by_generations_mb"] = {
-        str(n): summary(folders[f"generations-{n}", "grpo", 0], "grpo")["peak_memory_mb"] for n in GENERATIONS
+        str(n): summary(memory_run(n)[0], "grpo")["peak_memory_mb"] for n in GENERATIONS
     }
     write_json(ROOT / "metrics" / "study.json", result)
     before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(MARKS[0])

@@ -44,7 +44,7 @@ def compare_policies(evaluations: Mapping[str, Evaluation], params: CompareParam
         UserError: the evaluations differ in data or protocol, or a policy's ranks do not belong to its metrics.
     """
     _require_one_protocol(evaluations, k)
-    gains = {policy: _gains(policy, evaluation, k) for policy, evaluation in evaluations.items()}
+    gains = {policy: per_user_gains(policy, evaluation, k) for policy, evaluation in evaluations.items()}
     key = interval_key(params.confidence)
     settings: dict[str, Any] = {
         "samples": params.bootstrap_samples,
@@ -69,13 +69,21 @@ def compare_policies(evaluations: Mapping[str, Evaluation], params: CompareParam
         result["policies"][policy] = row
     for first, second in PAIRS:
         if first in gains and second in gains:
-            result[f"{first}_vs_{second}"] = _differences(gains[first], gains[second], settings, key)
+            result[f"{first}_vs_{second}"] = paired_differences(gains[first], gains[second], settings, key)
     return result
 
 
-def _differences(
+def paired_differences(
     first: Mapping[str, FloatArray], second: Mapping[str, FloatArray], settings: dict[str, Any], key: str
 ) -> dict[str, Any]:
+    """Of each metric the mean paired difference, its share of `second`'s mean, and the bootstrap interval.
+
+    Args:
+        first: per-user values by metric, (u,) each.
+        second: the same users and metrics.
+        settings: `samples`, `confidence` and `seed` of the bootstrap.
+        key: name of the interval.
+    """
     rows: dict[str, Any] = {}
     for name in first:
         found = paired_bootstrap(first[name], second[name], **settings)
@@ -88,8 +96,12 @@ def _differences(
     return rows
 
 
-def _gains(policy: str, evaluation: Evaluation, k: int) -> dict[str, FloatArray]:
-    """Per-user values of each reported metric, `test.full.ndcg@10` -> (u,); checked against the metrics file."""
+def per_user_gains(policy: str, evaluation: Evaluation, k: int) -> dict[str, FloatArray]:
+    """Per-user values of each reported metric, `test.full.ndcg@10` -> (u,), checked against the metrics file.
+
+    Raises:
+        UserError: ranks and metrics are of different runs.
+    """
     sampled = f"sampled{evaluation.metrics['protocol']['negatives']['n']}"
     values: dict[str, FloatArray] = {}
     for fold in FOLDS:

@@ -11,13 +11,15 @@ COLUMNS = (("test.full.ndcg@10", "NDCG@10, full"), ("test.full.hit@10", "HR@10, 
            ("test.sampled100.ndcg@10", "NDCG@10, 1+100"))  # fmt: skip
 PAIRS = ("grpo_vs_sft", "ppo_vs_sft", "sft_continued_vs_sft", "grpo_vs_sft_continued", "ppo_vs_sft_continued",
          "grpo_vs_ppo")  # fmt: skip
+_SHOWN = ("test.full.ndcg@10", "test.sampled100.ndcg@10", "valid.full.ndcg@10")
 
 
 def study_tables(study: dict[str, Any]) -> str:
     """All tables in Markdown, from the content of `metrics/study.json`."""
-    blocks = [f"Seeds {', '.join(map(str, study['seeds']))} of RL, one SFT policy.\n"]
+    blocks = []
     for name, setting in study["settings"].items():
-        blocks.append(f"### Setting `{name}`\n\n{_differences(setting)}\n\n{_runs(setting)}\n")
+        seeds = ", ".join(map(str, setting["seeds"]))
+        blocks.append(f"### Setting `{name}`\n\nSeeds {seeds}.\n\n{_differences(setting)}\n\n{_runs(setting)}\n")
     if "default" in study["settings"]:
         blocks.append(f"### The claims\n\n{_claims(study)}\n")
     return "\n".join(blocks)
@@ -41,11 +43,12 @@ def _runs(setting: dict[str, Any]) -> str:
         "| | test NDCG@10, full | test NDCG@10, 1+100 | validation NDCG@10 | best step | seconds | peak memory, MB |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
+    start = setting["sft"]
+    shown = (f"{start[key]:.4f}" for key in _SHOWN)
+    rows.append(f"| {NAMES['sft']} | {' | '.join(shown)} | | | |")
     for algorithm in ("grpo", "ppo", "sft_continued"):
         runs = _of(setting, algorithm)
-        cells = [
-            _spread(runs, key, 4) for key in ("test.full.ndcg@10", "test.sampled100.ndcg@10", "valid.full.ndcg@10")
-        ]
+        cells = [_spread(runs, key, 4) for key in _SHOWN]
         cells += [_spread(runs, key, 0) for key in ("best_step", "train_seconds", "peak_memory_mb")]
         rows.append(f"| {NAMES[algorithm]} | {' | '.join(cells)} |")
     return "\n".join(rows)
