@@ -53,14 +53,30 @@ SETTINGS: dict[str, Callable[[int], Changes]] = {
     "one_step_back": lambda _: {"data": {"source": "sequences", "path": f"../{EARLIER.name}", "k_core": 1}},
 }
 GENERATIONS = (2, 4, 8, 16)  # of which the peak memory is measured
-# What a run depends on besides its settings.
-ORIGIN = [
-    hashlib.sha256(b"".join(path.read_bytes() for path in sorted(ROOT.glob(pattern)))).hexdigest()
-    for pattern in ("rl4rec/**/*.py", "pipelines/*.py", "models/sft/*.safetensors", "data/prepared/*.parquet")
-]
 DOCUMENT = ROOT / "docs" / "PPO_vs_GRPO.md"
 MARKS = "<!-- made by `make study` -->\n", "<!-- end -->"
 BOOTSTRAP = {"samples": 10_000, "confidence": 0.95, "seed": 0}
+
+
+def origin() -> str:
+    """Digest of what a run depends on besides its settings: the code its stages list in dvc.yaml, data and start."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    code = {
+        dep
+        for name, stage in stages.items()
+        if name != "compare"
+        for dep in stage.get("do", stage)["deps"]
+        if dep.endswith(".py")
+    }
+    files = [
+        *(ROOT / name for name in code),
+        *ROOT.glob("models/sft/*.safetensors"),
+        *ROOT.glob("data/prepared/*.parquet"),
+    ]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
+
+
+ORIGIN = origin()
 
 
 class Cores:
@@ -101,7 +117,7 @@ def run(
     folder: Path, params: Changes, scripts: Iterable[list[str]], *, linked: Iterable[str], base: Path, core: int | None
 ) -> None:
     """Run stages in a folder that borrows `linked` from another, unless the very same were run there before."""
-    wanted, done = json.dumps([params, *ORIGIN]), folder / "done.json"
+    wanted, done = json.dumps([params, ORIGIN]), folder / "done.json"
     if done.exists() and done.read_text(encoding="utf-8") == wanted:
         return
     shutil.rmtree(folder, ignore_errors=True)
