@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rl4rec import metrics
 from rl4rec.data.prepared import Fold, PreparedData
+from rl4rec.evaluation.diversity import CoOccurrence
 from rl4rec.evaluation.negatives import Negatives, sample_negatives
 from rl4rec.evaluation.ranking import (
     BlockScorer,
@@ -37,6 +38,7 @@ from rl4rec.params import EvaluateParams
 FOLDS: tuple[Fold, Fold] = ("valid", "test")
 METRICS: tuple[Literal["ndcg", "hit", "mrr"], ...] = ("ndcg", "hit", "mrr")
 DECIMALS = 8
+_DIVERSITY_KS = 10  # the largest cut-off it is measured at: pairs grow with the square
 
 Ranks = npt.NDArray[np.int32]
 
@@ -84,12 +86,18 @@ def _evaluate(
     negatives = sample_negatives(sequences, num_items=data.num_items, n=params.negatives, seed=params.seed)
     result: dict[str, Any] = {"policy": name, "protocol": protocol_card(data, params, negatives, folds)}
     ranks: dict[str, npt.NDArray[Any]] = {"user_row": users.astype(np.int32)}
+    together = CoOccurrence(data.train_sequences(), data.num_items)
     for fold, score in folds:
-        fold_ranks, recommended = _rank(fold, score, data.num_items, negatives, params)
+        fold_ranks, shown = _rank(fold, score, data.num_items, negatives, params)
         result[fold.name] = {
             (f"sampled{params.negatives}" if protocol == "sampled" else protocol): accuracy(values, params.ks)
-            | (_beyond_accuracy(recommended[protocol], data, params.ks) if protocol in recommended else {})
+            | (_beyond_accuracy(shown[protocol], data, params.ks) if protocol in shown else {})
             for protocol, values in fold_ranks.items()
+        }
+        small = [k for k in params.ks if k <= _DIVERSITY_KS]
+        diversity = together.diversity(shown["full"][:, :_DIVERSITY_KS], small)
+        result[fold.name]["full"] |= {
+            f"diversity@{k}": round(value, DECIMALS) for k, value in zip(small, diversity, strict=True)
         }
         ranks |= {f"{fold.name}_{protocol}": values for protocol, values in fold_ranks.items()}
     return Evaluation(result, pl.DataFrame(ranks))
@@ -97,8 +105,8 @@ def _evaluate(
 
 def _rank(
     fold: RankedFold, score: BlockScorer, num_items: int, negatives: Negatives, params: EvaluateParams
-) -> tuple[dict[str, Ranks], dict[str, npt.NDArray[np.int64]]]:
-    """Ranks by protocol (u,), and how often each item is in a top k by protocol (len(ks), I)."""
+) -> tuple[dict[str, Ranks], dict[str, npt.NDArray[np.int32]]]:
+    """Ranks by protocol (u,), and the items on top by protocol (u, ks[-1])."""
     users = len(fold.targets)
     ranks = {protocol: np.empty(users, np.int32) for protocol in ("full", "full_unmasked", "sampled")}
     width = min(params.ks[-1], num_items)
@@ -117,7 +125,7 @@ def _rank(
         ranks["full"][start:stop] = masked.cpu().numpy()
         ranks["full_unmasked"][start:stop] = unmasked.cpu().numpy()
     ranks["full"][fold.repeated] = num_items - 1
-    return ranks, {protocol: count_recommended(items, params.ks, num_items) for protocol, items in shown.items()}
+    return ranks, shown
 
 
 def accuracy(ranks: Ranks, ks: Sequence[int]) -> dict[str, float]:
@@ -131,9 +139,10 @@ def accuracy(ranks: Ranks, ks: Sequence[int]) -> dict[str, float]:
     return found
 
 
-def _beyond_accuracy(recommended: npt.NDArray[np.int64], data: PreparedData, ks: Sequence[int]) -> dict[str, float]:
-    """Coverage and popularity of what is recommended, (len(ks), I) counts."""
+def _beyond_accuracy(shown: npt.NDArray[np.int32], data: PreparedData, ks: Sequence[int]) -> dict[str, float]:
+    """Coverage and popularity of the items on top, (u, ks[-1])."""
     counts = data.item_counts
+    recommended = count_recommended(shown, ks, data.num_items)  # (len(ks), I)
     ordered = np.sort(counts)
     below = np.searchsorted(ordered, counts, side="left")
     up_to = np.searchsorted(ordered, counts, side="right")

@@ -64,8 +64,10 @@ def compare_policies(evaluations: Mapping[str, Evaluation], params: CompareParam
             found = bootstrap_mean(users, **settings)
             row[name] = {"mean": _round(found.mean), key: [_round(found.lower), _round(found.upper)]}
         for fold in FOLDS:
-            for name in (f"coverage@{k}", f"popularity@{k}", f"popularity_percentile@{k}"):
-                row[f"{fold}.full.{name}"] = {"mean": evaluations[policy].metrics[fold]["full"][name]}
+            full = evaluations[policy].metrics[fold]["full"]
+            for name in (f"coverage@{k}", f"popularity@{k}", f"popularity_percentile@{k}", f"diversity@{k}"):
+                if name in full:  # diversity is measured at small cut-offs only
+                    row[f"{fold}.full.{name}"] = {"mean": full[name]}
         result["policies"][policy] = row
     for first, second in PAIRS:
         if first in gains and second in gains:

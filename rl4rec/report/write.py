@@ -52,7 +52,7 @@ def write_report(
         "headlines": _headlines(comparison),
         "columns": [title for _, title in headline_metrics(comparison)],
         "policies": _policy_rows(comparison),
-        "beyond_columns": [f"Coverage@{comparison['k']}", "Popularity", "Popularity percentile"],
+        "beyond_columns": [f"Coverage@{comparison['k']}", "Popularity", "Popularity percentile", "Diversity"],
         "beyond": _beyond_rows(comparison),
         "pairs": _pair_rows(comparison),
         "plots": plots,
@@ -114,6 +114,7 @@ def _beyond_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
                 f"{row[f'test.full.coverage@{k}']['mean'] * 100:.1f} %",
                 f"{row[f'test.full.popularity@{k}']['mean']:.1f}",
                 f"{row[f'test.full.popularity_percentile@{k}']['mean'] * 100:.1f} %",
+                f"{diversity['mean']:.4f}" if (diversity := row.get(f"test.full.diversity@{k}")) else "",
             ],
         }
         for policy, row in comparison["policies"].items()
