@@ -52,7 +52,7 @@ def variant(axis: str, size: int, folder: Path) -> Numbers:
 def growth(points: dict[int, Numbers], key: str) -> float:
     """Exponent of growth over the last two points: 1 is linear, 2 quadratic."""
     (small, first), (large, second) = sorted(points.items())[-2:]
-    return round(float(np.log(max(second[key], 1.0) / max(first[key], 1.0)) / np.log(large / small)), 2)
+    return round(float(np.log(second[key] / first[key]) / np.log(large / small)), 2)
 
 
 def plot(found: dict[str, dict[int, Numbers]], path: Path) -> None:
@@ -66,7 +66,10 @@ def plot(found: dict[str, dict[int, Numbers]], path: Path) -> None:
             rows, (("seconds", "seconds a step"), ("added_memory_mb", "added memory, MB")), strict=True
         ):
             row[column].loglog(sizes, [points[size][key] for size in sizes], "o-")
-            row[column].grid(alpha=0.3, which="both")
+            row[column].grid(alpha=0.3)
+            row[column].set_xticks(sizes, map(str, sizes))
+            row[column].yaxis.set_major_formatter("{x:g}")
+            row[column].minorticks_off()
             row[column].set_xlabel(LABELS.get(axis, axis))
             if not column:
                 row[column].set_ylabel(label)

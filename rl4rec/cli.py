@@ -100,6 +100,42 @@ def show_comparison(root: Root = Path()) -> None:
     )
 
 
+@app.command()
+def promote(
+    policy: Annotated[str | None, typer.Option(help="Which one; default: the best on validation.")] = None,
+    root: Root = Path(),
+) -> None:
+    """Register the best policy of the last `dvc repro`; make it champion if the gate of params.yaml lets it through.
+
+    Exit status: 0 promoted, 3 refused, 2 an error to act on.
+    """
+    import contextlib
+
+    params = load_params(root / "params.yaml")
+    from rl4rec.registry.promotion import promote as promote_policy
+
+    with contextlib.chdir(root):
+        decision = promote_policy(Path(), params, policy=policy)
+    for check in decision.checks:
+        typer.echo(f"  {check}")
+    typer.echo(f"{'promoted' if decision.promoted else 'refused'}: {decision.reason}")
+    if not decision.promoted:
+        raise typer.Exit(3)
+
+
+@app.command()
+def rollback(root: Root = Path()) -> None:
+    """Give the champion's place back to the version it replaced."""
+    import contextlib
+
+    params = load_params(root / "params.yaml")
+    from rl4rec.registry.promotion import roll_back
+
+    with contextlib.chdir(root):
+        earlier, now = roll_back(params)
+    typer.echo(f"{params.tracking.registered_model}: champion is version {now} again, not {earlier}")
+
+
 def main() -> None:
     """Run the command; a user's mistake becomes a message on stderr and exit status 2."""
     try:

@@ -327,12 +327,31 @@ class EvaluateParams(Section):
         return self
 
 
+MetricKey = Annotated[str, Field(pattern=r"^(full|sampled\d+)/[a-z_]+@\d+$")]
+Trained = Literal["sft", "sft_continued", "ppo", "grpo"]
+
+
+class GateParams(Section):
+    """What a candidate must show before it replaces the champion (`rl4rec promote`); changes are relative."""
+
+    candidates: Annotated[tuple[Trained, ...], Field(min_length=1)] = ("ppo", "grpo")
+    fold: Literal["valid", "test"] = "test"
+    metric: MetricKey = "full/ndcg@10"
+    margin: Annotated[Float, Field(ge=-1, le=1)] = 0.0
+    guards: dict[MetricKey, Annotated[Float, Field(ge=0, le=1)]] = {
+        "sampled100/ndcg@10": 0.01,
+        "full/hit@10": 0.02,
+        "full/coverage@10": 0.15,
+    }
+
+
 class CompareParams(Section):
-    """Paired bootstrap over users."""
+    """Paired bootstrap over users, and the gate that decides by it."""
 
     bootstrap_samples: Annotated[Int, Field(ge=100, le=1_000_000)] = 10_000
     confidence: Annotated[Float, Field(gt=0.5, lt=1)] = 0.95
     seed: Seed = 0
+    gate: GateParams = GateParams()
 
 
 class TrackingParams(Section):
@@ -341,6 +360,7 @@ class TrackingParams(Section):
     enabled: bool = True
     uri: Annotated[str, Field(min_length=1)] = "sqlite:///mlflow.db"
     experiment: Annotated[str, Field(min_length=1)] = "rl4rec"
+    registered_model: Annotated[str, Field(min_length=1, pattern=r"^[^/:.]+$")] = "rl4rec"
     system_metrics: bool = True
 
 

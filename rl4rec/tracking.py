@@ -23,11 +23,12 @@ import psutil
 
 from rl4rec.data.prepared import PreparedData
 from rl4rec.distributed import is_main_process
-from rl4rec.params import Params
+from rl4rec.params import Params, TrackingParams
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
+    from mlflow.models.model import ModelInfo
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +72,13 @@ class StageRun:
         self._next_flush = 0.0
 
     def log_params(self, values: Mapping[str, object]) -> None:
-        """Log settings; nested mappings are flattened with dots, values too long for MLflow are cut."""
+        """Log settings: nested mappings flattened with dots, `@` as `_at_`, values too long for MLflow cut."""
         if self._client is None or self.run_id is None:
             return
         with _guard("params"):
             from mlflow.entities import Param
 
-            params = [Param(key, _param_text(value)) for key, value in flatten(values).items()]
+            params = [Param(key.replace("@", "_at_"), _param_text(value)) for key, value in flatten(values).items()]
             for start in range(0, len(params), _PARAMS_BATCH):
                 self._client.log_batch(self.run_id, params=params[start : start + _PARAMS_BATCH])
 
@@ -126,29 +127,7 @@ class StageRun:
         if self._client is None:
             return
         with _guard("policy"):
-            import mlflow
-            import pandas as pd
-            from mlflow.models import ModelSignature
-            from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-            package = Path(__file__).parent
-            strings, doubles = Array(DataType.string), Array(DataType.double)
-            signature = ModelSignature(
-                inputs=Schema([ColSpec(strings, "history")]),
-                outputs=Schema([ColSpec(strings, "items"), ColSpec(doubles, "scores")]),
-                params=ParamSchema([ParamSpec("k", DataType.long, 10)]),
-            )
-            history = [data.item_ids[int(item)] for item in data.sequences[0][:3]]
-            mlflow.pyfunc.log_model(
-                name="policy",
-                python_model=str(package / "serving.py"),
-                artifacts={"policy": str(folder), "items": str(data.folder / "items.parquet")},
-                code_paths=[str(package)],
-                signature=signature,
-                input_example=(pd.DataFrame({"history": [history]}), {"k": 5}),
-                pip_requirements=_serving_requirements(),
-                metadata={"data_hash": data.data_hash},
-            )
+            log_policy_model(folder, data)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a file, or a folder with all it holds."""
@@ -157,6 +136,34 @@ class StageRun:
         with _guard(f"artifact {path}"):
             log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
             log(self.run_id, str(path), folder)
+
+
+def log_policy_model(folder: Path, data: PreparedData) -> ModelInfo:
+    """Log a saved policy to the active run as a servable model, which holds the policy's folder and its vocabulary."""
+    import mlflow
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    package = Path(__file__).parent
+    strings, doubles = Array(DataType.string), Array(DataType.double)
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(strings, "history")]),
+        outputs=Schema([ColSpec(strings, "items"), ColSpec(doubles, "scores")]),
+        params=ParamSchema([ParamSpec("k", DataType.long, 10)]),
+    )
+    history = [data.item_ids[int(item)] for item in data.sequences[0][:3]]
+    logged: ModelInfo = mlflow.pyfunc.log_model(
+        name="policy",
+        python_model=str(package / "serving.py"),
+        artifacts={"policy": str(folder), "items": str(data.folder / "items.parquet")},
+        code_paths=[str(package)],
+        signature=signature,
+        input_example=(pd.DataFrame({"history": [history]}), {"k": 5}),
+        pip_requirements=_serving_requirements(),
+        metadata={"data_hash": data.data_hash},
+    )
+    return logged
 
 
 @contextlib.contextmanager
@@ -241,16 +248,27 @@ def pipeline_id() -> str | None:
     return None
 
 
-def _start(stage: str, params: Params, name: str) -> tuple[MlflowClient, str, str]:
-    """Find or make the pipeline's run, start the stage's run below it; client, parent's id, own id."""
+def connect(params: TrackingParams) -> tuple[MlflowClient, str]:
+    """Point MLflow at the server (or file) of the settings; the client, and the id of the experiment, made active.
+
+    Raises:
+        MlflowException: the server does not answer.
+    """
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     import mlflow
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or params.tracking.uri)
-    experiment = mlflow.set_experiment(params.tracking.experiment).experiment_id
-    client = mlflow.MlflowClient()
+    mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or params.uri)
+    experiment = mlflow.set_experiment(params.experiment)
+    return mlflow.MlflowClient(), str(experiment.experiment_id)
+
+
+def _start(stage: str, params: Params, name: str) -> tuple[MlflowClient, str, str]:
+    """Find or make the pipeline's run, start the stage's run below it; client, parent's id, own id."""
+    import mlflow
+
+    client, experiment = connect(params.tracking)
     parent = _pipeline_run(client, experiment, params)
     run = mlflow.start_run(
         run_name=name,

@@ -1,0 +1,286 @@
+"""Promotion against a real MLflow database: first champion, refusal, changed data, rollback, two at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from rl4rec.cli import main as command
+from rl4rec.data.prepare import prepare
+from rl4rec.data.prepared import PreparedData
+from rl4rec.errors import UserError
+from rl4rec.evaluation.files import save_evaluation
+from rl4rec.evaluation.protocols import evaluate
+from rl4rec.params import Params
+from rl4rec.policy import SlatePolicy
+from rl4rec.policy_init import create_policy
+from rl4rec.registry.measure import evaluate_elsewhere
+from rl4rec.registry.promotion import CANDIDATE, CHAMPION, Registry, promote, roll_back
+
+ITEMS, NAME = 20, "shop"
+SETTINGS = {
+    "data": {"source": "sequences", "path": "shop.txt", "k_core": 1},
+    "policy": {"n_layer": 1, "n_embd": 16, "n_head": 1, "dropout": 0.0, "max_history": 8},
+    "rl": {"k": 3},
+    "evaluate": {"ks": [3], "negatives": 8},
+    "compare": {
+        "bootstrap_samples": 500,
+        "gate": {"metric": "full/ndcg@3", "guards": {"sampled8/ndcg@3": 0.05, "full/coverage@3": 0.9}},
+    },
+    "tracking": {"system_metrics": False, "registered_model": NAME},
+}
+PARAMS = Params.model_validate(SETTINGS)
+
+
+def sequences(users: int, *, shift: int = 0, items: int = ITEMS) -> list[str]:
+    """Users who walk around a ring of items, one step at a time."""
+    return [
+        " ".join([f"u{user + shift}", *(f"i{(7 * user + t) % items}" for t in range(6 + user % 3))])
+        for user in range(users)
+    ]
+
+
+def prepared(folder: Path, lines: list[str]) -> PreparedData:
+    source = folder / "shop.txt"
+    source.write_text("\n".join(lines) + "\n")
+    return prepare(PARAMS.data.model_copy(update={"path": str(source)}), folder / "data" / "prepared")
+
+
+def policies(data: PreparedData, folder: Path) -> None:
+    """Snapshots of one training: `0`, `6` and `150` steps in."""
+    from transformers import AutoTokenizer
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(data.tokenizer_folder)
+    policy, _ = create_policy(PARAMS.policy, data.item_ids, tokenizer)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
+    rows = [data.train_sequences()[row] for row in range(len(data.users))]
+    width = max(map(len, rows))
+    padded = torch.full((len(rows), width), -1)
+    for row, items in enumerate(rows):
+        padded[row, : len(items)] = torch.from_numpy(items)
+    labels = torch.where(padded[:, 1:] >= 0, padded[:, 1:], -100)
+    for step in range(151):
+        if step in (0, 6, 150):
+            policy.save_pretrained(folder / str(step))
+        policy(input_ids=padded[:, :-1], labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database, prepared data and trained policies, to copy from."""
+    folder = tmp_path_factory.mktemp("registry")
+    MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+    policies(prepared(folder, sequences(60)), folder / "trained")
+    return folder
+
+
+@pytest.fixture
+def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder where a pipeline has run: `ppo` is untrained, `grpo` knows a little."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")  # outlives a test
+    (tmp_path / "params.yaml").write_text(json.dumps(SETTINGS))
+    put(tmp_path, "ppo", 0)
+    put(tmp_path, "grpo", 6)
+    yield tmp_path
+    while mlflow.active_run():
+        mlflow.end_run()
+
+
+def put(folder: Path, name: str, steps: int) -> None:
+    """Make the snapshot of so many steps the policy `name`, evaluated."""
+    from rl4rec.data.prepared import load_prepared
+
+    shutil.rmtree(folder / "models" / name, ignore_errors=True)
+    shutil.copytree(folder / "trained" / str(steps), folder / "models" / name)
+    policy = SlatePolicy.from_pretrained(folder / "models" / name)
+    data = load_prepared(folder / "data" / "prepared")
+    if policy.num_items == data.num_items:
+        result = evaluate(name, policy.factors, data, PARAMS.evaluate)
+        save_evaluation(result, folder / f"metrics/{name}.json", folder / f"ranks/{name}.parquet")
+
+
+def registry() -> Registry:
+    return Registry(MlflowClient(), NAME)
+
+
+def aliases() -> dict[str, str]:
+    return {alias: str(version) for alias, version in MlflowClient().get_registered_model(NAME).aliases.items()}
+
+
+def test_first_promotion_takes_the_best_on_validation_and_says_where_it_came_from(project: Path) -> None:
+    (project / "dvc.lock").write_text("schema: '2.0'\n")
+    decision = promote(project, PARAMS)
+    assert decision.promoted and decision.checks == ()
+    version = registry().version(CHAMPION)
+    assert version is not None and version.tags["rl4rec.policy"] == "grpo"
+    assert aliases() == {CHAMPION: "1", CANDIDATE: "1"}
+    assert {"rl4rec.data_hash", "rl4rec.weights", "rl4rec.dvc_lock"} <= version.tags.keys()
+    assert version.tags["rl4rec.decision"] == "promoted: there is no champion yet"
+    served = mlflow.pyfunc.load_model(f"models:/{NAME}@{CHAMPION}").predict(
+        pd.DataFrame({"history": [["i3", "i4"]]}), {"k": 3}
+    )
+    assert len(served["items"][0]) == 3
+
+
+def test_a_better_candidate_is_promoted_and_a_worse_one_refused(project: Path) -> None:
+    promote(project, PARAMS)
+    assert "is the champion already" in promote(project, PARAMS).reason
+    assert aliases() == {CHAMPION: "1", CANDIDATE: "1"}  # and nothing was registered
+    refused = promote(project, PARAMS, policy="ppo")
+    assert not refused.promoted and not refused.checks[0].passed
+    assert aliases() == {CHAMPION: "1", CANDIDATE: "2"}
+    put(project, "grpo", 150)
+    better = promote(project, PARAMS)
+    assert better.promoted and better.checks[0].lower > 0
+    assert aliases() == {CHAMPION: "3", CANDIDATE: "3"}
+    run = MlflowClient().get_run(registry().version(CHAMPION).run_id)
+    assert run.data.metrics["gate/full/ndcg_at_3"] == pytest.approx(better.checks[0].change)
+    assert run.data.tags["rl4rec.decision"].startswith("promoted: full/ndcg@3 is better")
+
+
+def test_rollback_gives_the_place_back_once(project: Path) -> None:
+    with pytest.raises(UserError, match="no champion to roll back"):
+        roll_back(PARAMS)
+    promote(project, PARAMS)
+    with pytest.raises(UserError, match="version 1 is the first champion"):
+        roll_back(PARAMS)
+    put(project, "grpo", 150)
+    promote(project, PARAMS)
+    assert roll_back(PARAMS) == ("2", "1")
+    assert aliases()[CHAMPION] == "1"
+    assert "rl4rec.rolled_back" in MlflowClient().get_model_version(NAME, "2").tags
+
+
+def test_a_champion_of_other_data_is_evaluated_again_on_the_present_ones(project: Path, tmp_path: Path) -> None:
+    promote(project, PARAMS, policy="ppo")  # untrained
+    later = prepared(project, [*sequences(60), *sequences(30, shift=100, items=ITEMS + 4)])  # four new items
+    assert later.num_items == ITEMS + 4
+    with pytest.raises(UserError, match=r"metrics/grpo.json is of other data .* Run `dvc repro`"):
+        promote(project, PARAMS, policy="grpo")
+    shutil.rmtree(project / "trained")
+    policies(later, project / "trained")
+    put(project, "grpo", 150)
+    decision = promote(project, PARAMS, policy="grpo")
+    assert decision.promoted
+    champion = SlatePolicy.from_pretrained(project / "models" / "ppo")
+    assert champion.num_items == ITEMS
+    again = evaluate_elsewhere(
+        project / "models" / "ppo", _items_of_version_one(tmp_path / "v1"), later, PARAMS.evaluate
+    )
+    assert decision.checks[0].champion == pytest.approx(again.metrics["test"]["full"]["ndcg@3"], abs=1e-7)
+
+
+def _items_of_version_one(scratch: Path) -> Path:
+    scratch.mkdir()
+    model = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/1", dst_path=str(scratch)))
+    return next(model.rglob("items.parquet"))
+
+
+def test_on_its_own_data_a_transferred_policy_ranks_as_it_does(project: Path) -> None:
+    data = prepared(project, sequences(60))
+    policy = SlatePolicy.from_pretrained(project / "models" / "grpo")
+    own = evaluate("grpo", policy.factors, data, PARAMS.evaluate)
+    other = evaluate_elsewhere(
+        project / "models" / "grpo", project / "data" / "prepared" / "items.parquet", data, PARAMS.evaluate
+    )
+    assert own.ranks.equals(other.ranks)
+
+
+def test_items_unknown_to_the_champion_rank_last_and_are_ignored_in_histories(project: Path) -> None:
+    later = prepared(project, [*sequences(60), "new j0 j1 j2", "half i0 i1 j0 i2 i3"])
+    scorer_items = project / "old.parquet"
+    shutil.copy(next((project / "trained").parent.glob("data/prepared/items.parquet")), project / "new.parquet")
+    pl.DataFrame({"item": [f"i{n}" for n in range(ITEMS)], "count": np.arange(ITEMS)}).write_parquet(scorer_items)
+    from rl4rec.registry.measure import transferred_scorer
+
+    known = pl.read_parquet(scorer_items)
+    policy = SlatePolicy.from_pretrained(project / "models" / "grpo").train(False)
+    score = transferred_scorer(policy, known["item"].to_list(), known["count"], later)
+    index = {item: row for row, item in enumerate(later.item_ids)}
+    histories = [np.array([index["j0"]]), np.array([index["i1"], index["j0"]]), np.array([index["i1"]])]
+    scores = score(histories)
+    assert torch.isinf(scores[:, [index["j0"], index["j1"], index["j2"]]]).all()
+    assert [scores[0, index[f"i{n}"]].item() for n in (0, 7, 19)] == [0.0, 7.0, 19.0]  # by popularity
+    assert torch.equal(scores[1], scores[2])
+    assert scores[2, index["i2"]].item() == pytest.approx(float(policy.scores([np.array([1])])[0, 2]), abs=1e-5)
+
+
+def test_a_promotion_under_way_shuts_others_out(project: Path) -> None:
+    with registry().lock(), pytest.raises(UserError, match=r"another promotion of shop is under way \(.* process"):
+        promote(project, PARAMS)
+    with pytest.raises(RuntimeError), registry().lock():
+        raise RuntimeError  # the lock is given back
+    assert promote(project, PARAMS).promoted
+
+
+def test_of_many_at_once_one_holds_the_lock(project: Path) -> None:
+    held, refused, together = [], [], []
+
+    def compete() -> None:
+        try:
+            with registry().lock():
+                held.append(1)
+                together.append(len(held))
+                time.sleep(0.3)
+                held.pop()
+        except UserError:
+            refused.append(1)
+
+    threads = [threading.Thread(target=compete) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together and set(together) == {1}
+    assert len(together) + len(refused) == 6 and refused
+
+
+def test_a_lock_left_behind_is_cleared_after_an_hour(project: Path) -> None:
+    MlflowClient().create_registered_model(f"{NAME}.promotion-lock", tags={"since": f"{time.time() - 3700:.0f}"})
+    assert promote(project, PARAMS).promoted
+
+
+def test_the_command_says_why_and_exits_with_the_decision(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["rl4rec", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            command()
+        captured = capsys.readouterr()
+        return int(exit_.value.code or 0), captured.out + (captured.err if exit_.value.code == 2 else "")
+
+    assert run("promote") == (0, "promoted: there is no champion yet\n")
+    status, said = run("promote", "--policy", "ppo")
+    assert status == 3
+    assert "refused: full/ndcg@3 is not clearly better" in said and "must be above +0.00%: no" in said
+    (project / "metrics/ppo.json").unlink()
+    status, said = run("promote", "--policy", "ppo")
+    assert status == 2 and "Run `dvc repro evaluate@ppo`" in said
+    put(project, "grpo", 150)
+    assert run("promote", "--policy", "grpo")[0] == 0
+    assert run("rollback") == (0, "shop: champion is version 1 again, not 3\n")
+
+
+def test_gate_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"compare\.gate\.metric"):
+        Params.model_validate({"compare": {"gate": {"metric": "ndcg"}}})
