@@ -101,6 +101,40 @@ def show_comparison(root: Root = Path()) -> None:
 
 
 @app.command()
+def recommend(
+    users: Annotated[Path, typer.Option(help="Parquet or JSON lines with a column `history` of lists of item ids.")],
+    out: Annotated[Path, typer.Option(help="The parquet file to write.")],
+    model: Annotated[
+        str, typer.Option(help="A folder such as models/grpo, or a model of MLflow.")
+    ] = "models:/rl4rec@champion",
+    k: Annotated[int, typer.Option(help="Length of the lists.")] = 10,
+    root: Root = Path(),
+) -> None:
+    """Write the k best items for every history of a file, with their scores."""
+    import tempfile
+    import time
+
+    params = load_params(root / "params.yaml")
+    from rl4rec.batch_scoring import recommend_file
+    from rl4rec.recommender import load_recommender
+
+    with tempfile.TemporaryDirectory() as scratch:
+        if model.startswith(("models:", "runs:")):
+            from rl4rec.registry.download import download_policy
+            from rl4rec.tracking import use_server
+
+            use_server(params.tracking, root)
+            policy, items = download_policy(model, Path(scratch))
+        else:
+            policy, items = Path(model), root / "data" / "prepared" / "items.parquet"
+        recommender = load_recommender(policy, items)
+        since = time.perf_counter()
+        count = recommend_file(recommender, users, out, k=k)
+    seconds = time.perf_counter() - since
+    typer.echo(f"{out}: {count} lists in {seconds:.1f} s ({count / max(seconds, 1e-9):.0f} a second)")
+
+
+@app.command()
 def promote(
     policy: Annotated[str | None, typer.Option(help="Which one; default: the best on validation.")] = None,
     root: Root = Path(),

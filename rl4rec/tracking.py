@@ -148,8 +148,8 @@ def log_policy_model(folder: Path, data: PreparedData) -> ModelInfo:
     package = Path(__file__).parent
     strings, doubles = Array(DataType.string), Array(DataType.double)
     signature = ModelSignature(
-        inputs=Schema([ColSpec(strings, "history")]),
-        outputs=Schema([ColSpec(strings, "items"), ColSpec(doubles, "scores")]),
+        inputs=Schema([ColSpec(strings, "history"), ColSpec(strings, "exclude", required=False)]),
+        outputs=Schema([ColSpec(strings, "items"), ColSpec(doubles, "scores"), ColSpec(strings, "unknown")]),
         params=ParamSchema([ParamSpec("k", DataType.long, 10)]),
     )
     history = [data.item_ids[int(item)] for item in data.sequences[0][:3]]
@@ -248,18 +248,29 @@ def pipeline_id() -> str | None:
     return None
 
 
-def connect(params: TrackingParams) -> tuple[MlflowClient, str]:
-    """Point MLflow at the server (or file) of the settings; the client, and the id of the experiment, made active.
-
-    Raises:
-        MlflowException: the server does not answer.
-    """
+def use_server(params: TrackingParams, root: Path = Path()) -> None:
+    """Point MLflow at the server of the environment or the settings, or at the database file below `root`."""
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     import mlflow
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or params.uri)
+    given = os.environ.get("MLFLOW_TRACKING_URI") or params.uri
+    relative = "sqlite:///"
+    if root != Path() and given.startswith(relative) and not given.startswith(f"{relative}/"):
+        given = f"{relative}{root.resolve() / given.removeprefix(relative)}"
+    mlflow.set_tracking_uri(given)
+
+
+def connect(params: TrackingParams) -> tuple[MlflowClient, str]:
+    """Use the server; the client, and the id of the experiment, made active.
+
+    Raises:
+        MlflowException: the server does not answer.
+    """
+    use_server(params)
+    import mlflow
+
     experiment = mlflow.set_experiment(params.experiment)
     return mlflow.MlflowClient(), str(experiment.experiment_id)
 

@@ -29,6 +29,7 @@ from rl4rec.evaluation.files import load_evaluation, write_json
 from rl4rec.evaluation.protocols import Evaluation
 from rl4rec.params import Params
 from rl4rec.registry.decision import Decision, Measured, decide
+from rl4rec.registry.download import download_policy
 from rl4rec.registry.measure import comparable, evaluate_elsewhere, measured
 from rl4rec.tracking import connect, log_policy_model
 from rl4rec.trainers.checkpoints import weights_digest
@@ -214,13 +215,8 @@ def _champion(version: ModelVersion, candidate: Evaluation, data: PreparedData, 
         )
         evaluation = load_evaluation(files / f"{name}.json", files / f"{name}.parquet")
         if not comparable(evaluation, candidate):
-            model = Path(
-                mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=scratch)
-            )
-            artifacts = mlflow.models.Model.load(str(model)).flavors["python_function"]["artifacts"]
-            evaluation = evaluate_elsewhere(
-                model / artifacts["policy"]["path"], model / artifacts["items"]["path"], data, params.evaluate
-            )
+            policy, items = download_policy(f"models:/{version.name}/{version.version}", Path(scratch, "model"))
+            evaluation = evaluate_elsewhere(policy, items, data, params.evaluate)
         return measured(evaluation, params.compare.gate.fold)
 
 

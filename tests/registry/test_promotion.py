@@ -273,6 +273,14 @@ def test_the_command_says_why_and_exits_with_the_decision(
     status, said = run("promote", "--policy", "ppo")
     assert status == 3
     assert "refused: full/ndcg@3 is not clearly better" in said and "must be above +0.00%: no" in said
+    pl.DataFrame({"user": ["u"], "history": [["i3", "i4"]]}).write_parquet(project / "users.parquet")
+    files = ("--users", "users.parquet", "--out", "lists.parquet", "--k", "2")
+    for model in (f"models:/{NAME}@champion", "models/grpo"):
+        status, said = run("recommend", *files, "--model", model)
+        assert status == 0 and said.startswith("lists.parquet: 1 lists in ")
+        assert pl.read_parquet("lists.parquet")["items"].list.len().to_list() == [2]
+    status, said = run("recommend", *files, "--model", "models:/elsewhere@champion")
+    assert status == 2 and "models:/elsewhere@champion: cannot be fetched" in said
     (project / "metrics/ppo.json").unlink()
     status, said = run("promote", "--policy", "ppo")
     assert status == 2 and "Run `dvc repro evaluate@ppo`" in said

@@ -1,0 +1,98 @@
+"""Lists for all users of a file: `rl4rec recommend`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+from rl4rec.errors import UserError
+from rl4rec.recommender import Recommender
+
+_AT_ONCE = 4096  # users between two writes
+_LISTS = pl.List(pl.String)
+
+
+def recommend_file(recommender: Recommender, users: Path, out: Path, *, k: int) -> int:
+    """Rank the catalogue for each row of a table and write the lists as parquet, whole or not at all.
+
+    Args:
+        recommender: what ranks.
+        users: `.parquet` or `.jsonl` with a column `history` of lists of item ids, oldest first; optional `exclude`,
+            lists of items not to show. Other columns (a user id, say) are kept.
+        out: parquet file with the columns of `users` but `history` and `exclude`, and `items`, `scores`, `unknown`.
+        k: length of the lists.
+
+    Returns:
+        How many lists were written.
+
+    Raises:
+        UserError: the file cannot be read, a column is missing or of another type, or k is out of range.
+    """
+    table = _read(users)
+    kept = table.drop("history", "exclude", strict=False)
+    part = out.with_name(f"{out.name}.{os.getpid()}.part")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    writer: pq.ParquetWriter | None = None
+    try:
+        for start, block in _blocks(table):
+            exclude = block["exclude"].fill_null([]).to_list() if "exclude" in block.columns else None
+            try:
+                answers = recommender.recommend(block["history"].fill_null([]).to_list(), k=k, exclude=exclude)
+            except ValueError as error:
+                raise UserError(f"{users}: {error}") from None
+            lists = {
+                "items": pl.Series([answer.items for answer in answers], dtype=_LISTS),
+                "scores": pl.Series([answer.scores for answer in answers], dtype=pl.List(pl.Float32)),
+                "unknown": pl.Series([answer.unknown for answer in answers], dtype=_LISTS),
+            }
+            rows: pa.Table = kept.slice(start, len(block)).with_columns(**lists).to_arrow()
+            writer = writer or pq.ParquetWriter(part, rows.schema)
+            writer.write_table(rows.cast(writer.schema))
+        if writer is not None:
+            writer.close()
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+    return len(table)
+
+
+def _blocks(table: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
+    with tqdm(total=len(table), desc="recommend", unit="user", disable=not sys.stderr.isatty()) as bar:
+        for start in range(0, len(table), _AT_ONCE):
+            block = table.slice(start, _AT_ONCE)
+            yield start, block
+            bar.update(len(block))
+
+
+def _read(path: Path) -> pl.DataFrame:
+    try:
+        match path.suffix:
+            case ".parquet":
+                table = pl.read_parquet(path)
+            case ".jsonl" | ".ndjson":
+                table = pl.read_ndjson(path, infer_schema_length=None)
+            case other:
+                raise UserError(f"{path}: unknown form '{other}'. Expected .parquet or .jsonl.")
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{path}: cannot be read ({error}).") from None
+    if "history" not in table.columns:
+        raise UserError(f"{path}: no column 'history'. The file has: {', '.join(table.columns) or 'no columns'}.")
+    if table.is_empty():
+        raise UserError(f"{path}: no users.")
+    for name in {"history", "exclude"} & set(table.columns):
+        kind = table.schema[name]
+        if kind == pl.List(pl.Null):  # only empty lists
+            table = table.with_columns(pl.col(name).cast(_LISTS))
+        elif kind not in (_LISTS, pl.List(pl.Categorical)):
+            raise UserError(f"{path}: column '{name}' must hold lists of item ids (text), but it holds {kind}.")
+    taken = {"items", "scores", "unknown"} & set(table.columns)
+    if taken:
+        raise UserError(f"{path}: column '{min(taken)}' would be overwritten by the result. Rename it.")
+    return table

@@ -1,0 +1,147 @@
+"""Ranked lists for raw item ids: what serving and batch scoring share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from rl4rec.data.prepared import IntArray
+from rl4rec.errors import UserError
+from rl4rec.policy import SlatePolicy
+from rl4rec.scoring import top_k
+
+MAX_IDS = 100_000  # of one history or exclusion: a request that is longer is a mistake or an attack
+_BATCH = 1024  # histories read at once
+
+
+class Recommendation(NamedTuple):
+    """One ranked list."""
+
+    items: list[str]  # best first; fewer than k where fewer may be shown
+    scores: list[float]
+    unknown: list[str]  # ids of the request that the catalogue does not have, which were ignored
+
+
+class Recommender:
+    """Ranks the catalogue for histories of raw item ids, oldest first.
+
+    Ids outside the catalogue are ignored (and named in the answer); a history without a known id gets the most popular
+    items, scored by their count. Items of the history are never shown again, unless the policy was trained with
+    `mask_seen: false`.
+
+    Args:
+        policy: in evaluation mode, on the device where it is to run.
+        item_ids: raw id of each item, (I,).
+        popularity: interactions of each item, (I,).
+    """
+
+    def __init__(self, policy: SlatePolicy, item_ids: Sequence[str], popularity: IntArray) -> None:
+        self.policy, self.item_ids = policy, list(item_ids)
+        self._index = {item: row for row, item in enumerate(self.item_ids)}
+        self._popular = np.argsort(-popularity, kind="stable")  # (I,)
+        self._popularity = popularity
+
+    @torch.no_grad()
+    def recommend(
+        self, histories: Sequence[Sequence[str]], *, k: int, exclude: Sequence[Sequence[str]] | None = None
+    ) -> list[Recommendation]:
+        """The k best items of each history.
+
+        Args:
+            histories: b histories.
+            k: at most I.
+            exclude: b lists of further items not to show.
+
+        Raises:
+            ValueError: k is out of range, or a list is too long or holds something else than text.
+        """
+        if not 1 <= k <= len(self.item_ids):
+            raise ValueError(f"k must be between 1 and {len(self.item_ids)}, the size of the catalogue; got {k}")
+        answers: list[Recommendation] = []
+        for start in range(0, len(histories), _BATCH):
+            rows = histories[start : start + _BATCH]
+            excluded = [()] * len(rows) if exclude is None else exclude[start : start + _BATCH]
+            answers += self._batch([self._known(row) for row in rows], [self._known(row) for row in excluded], k)
+        return answers
+
+    def _batch(
+        self, histories: list[tuple[IntArray, list[str]]], excluded: list[tuple[IntArray, list[str]]], k: int
+    ) -> list[Recommendation]:
+        hidden = [
+            np.concatenate([history, others]) if self.policy.config.mask_seen else others
+            for (history, _), (others, _) in zip(histories, excluded, strict=True)
+        ]
+        answers: dict[int, tuple[IntArray, list[float]]] = {}
+        known = [row for row, (history, _) in enumerate(histories) if len(history)]
+        if known:
+            factors = self.policy.factors([histories[row][0] for row in known])
+            for start, stop, scores in factors.blocks():
+                for place, best in enumerate(
+                    zip(*_best(scores, [hidden[row] for row in known[start:stop]], k), strict=True)
+                ):
+                    answers[known[start + place]] = best
+        for row in set(range(len(histories))) - answers.keys():
+            shown = self._popular[~np.isin(self._popular, hidden[row])][:k]
+            answers[row] = shown, [float(count) for count in self._popularity[shown]]
+        return [
+            Recommendation(
+                [self.item_ids[item] for item in answers[row][0]],
+                answers[row][1],
+                [*dict.fromkeys(histories[row][1] + excluded[row][1])],
+            )
+            for row in range(len(histories))
+        ]
+
+    def _known(self, ids: Sequence[str]) -> tuple[IntArray, list[str]]:
+        """Indices of the known ids, and the others."""
+        if isinstance(ids, str) or len(ids) > MAX_IDS:
+            raise ValueError(f"expected a list of at most {MAX_IDS} item ids, got {str(ids)[:40]!r}")
+        found, unknown = [], []
+        for item in ids:
+            if not isinstance(item, str):
+                raise ValueError(f"an item id must be text, got {item!r}")
+            row = self._index.get(item)
+            if row is None:
+                unknown.append(item)
+            else:
+                found.append(row)
+        return np.array(found, dtype=np.int64), unknown
+
+
+def _best(scores: Tensor, hidden: list[IntArray], k: int) -> tuple[list[IntArray], list[list[float]]]:
+    """The k best items of each row that are not hidden, and their scores; writes to `scores`."""
+    rows = torch.from_numpy(np.repeat(np.arange(len(hidden)), [len(items) for items in hidden]))
+    scores[rows.to(scores.device), torch.from_numpy(np.concatenate(hidden)).to(scores.device)] = -torch.inf
+    values, items = (part.cpu().numpy() for part in top_k(scores, k))
+    shown = np.isfinite(values).sum(1)
+    return (
+        [row[:count] for row, count in zip(items, shown, strict=True)],
+        [row[:count].tolist() for row, count in zip(values, shown, strict=True)],
+    )
+
+
+def load_recommender(folder: Path, items: Path) -> Recommender:
+    """Read a saved policy and its vocabulary (`items.parquet`), on the accelerator where there is one.
+
+    Raises:
+        UserError: a file is missing or damaged, or the two do not belong together.
+    """
+    from safetensors import SafetensorError
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        policy = SlatePolicy.from_pretrained(folder).train(False)
+        table = pl.read_parquet(items, columns=["item", "count"])
+    except (OSError, ValueError, RuntimeError, SafetensorError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{folder} with {items}: not a policy and its vocabulary ({error}).") from None
+    if policy.num_items != len(table):
+        raise UserError(f"{folder}: a policy of {policy.num_items} items, but {items} has {len(table)}.")
+    torch.nn.Module.to(policy, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return Recommender(policy, table["item"].to_list(), table["count"].to_numpy().astype(np.int64))
