@@ -20,7 +20,7 @@ WORKDIR /opt/rl4rec
 COPY pyproject.toml README.md LICENSE ./
 COPY rl4rec/__init__.py rl4rec/__init__.py
 RUN pip install "$(sed -n 's/^ *"\(torch==[^"]*\)",*$/\1/p' pyproject.toml)" \
-    && pip install .
+    && pip install '.[train]'
 
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE}

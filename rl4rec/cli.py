@@ -101,6 +101,24 @@ def show_comparison(root: Root = Path()) -> None:
 
 
 @app.command()
+def ingest(
+    file: Annotated[Path, typer.Argument(help="New interactions: CSV, TSV, JSON lines or parquet.")],
+    root: Root = Path(),
+) -> None:
+    """Add new interactions to the folder that data.path names; `dvc repro` then retrains."""
+    params = load_params(root / "params.yaml")
+    if params.data.source != "interactions" or params.data.path is None:
+        raise UserError("params.yaml: data.source must be interactions, and data.path the folder that holds them")
+    from rl4rec.data.ingest import ingest as add
+
+    found = add(file, root / params.data.path, params.data.columns)
+    if found.part is None:
+        typer.echo(f"{file}: nothing new, all {found.known} interactions are in the store")
+    else:
+        typer.echo(f"{found.part}: {found.added} interactions added ({found.known} were there already)")
+
+
+@app.command()
 def recommend(
     users: Annotated[Path, typer.Option(help="Parquet or JSON lines with a column `history` of lists of item ids.")],
     out: Annotated[Path, typer.Option(help="The parquet file to write.")],

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import subprocess
+import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +24,8 @@ from rl4rec.policy import SlatePolicy
 from rl4rec.recommender import Recommender, load_recommender
 from rl4rec.scoring import Factors
 from rl4rec.serving import MAX_ROWS, PolicyModel
+
+ROOT = Path(__file__).parents[1]
 
 
 class Known:
@@ -119,6 +125,29 @@ def test_ranking_is_the_evaluators_for_every_user(
     expected = recommended_items(scores, 10).tolist()
     found = recommender.recommend([[save_prepared.item_ids[item] for item in history] for history in histories], k=10)
     assert [[save_prepared.item_ids[item] for item in row] for row in expected] == [answer.items for answer in found]
+
+
+def test_serving_needs_none_of_the_training_packages(
+    tiny_policy: SlatePolicy, save_prepared: PreparedData, tmp_path: Path
+) -> None:
+    """The packages of the extra `train` cannot be imported, and a policy still loads and ranks."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    training = [name.partition("==")[0] for name in pyproject["project"]["optional-dependencies"]["train"]]
+    assert {"trl", "dvc", "peft"} <= set(training)
+    tiny_policy.save_pretrained(tmp_path / "policy")
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({training!r}))\n"
+        "import pandas, rl4rec.cli, rl4rec.serving as serving\n"
+        "from types import SimpleNamespace as Context\n"
+        "model = serving.PolicyModel()\n"
+        f"model.load_context(Context(artifacts={{'policy': {str(tmp_path / 'policy')!r}, "
+        f"'items': {str(save_prepared.folder / 'items.parquet')!r}}}))\n"
+        "print(model.predict(pandas.DataFrame({'history': [['i1', 'i2']]}), {'k': 3})['items'][0])\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(ast.literal_eval(done.stdout.strip().splitlines()[-1])) == 3
 
 
 def test_batches_do_not_matter(tiny_policy: SlatePolicy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from rl4rec.data.sources.amazon import fetch_beauty, find_beauty, read_beauty
 from rl4rec.data.sources.interactions import read_interactions
 from rl4rec.data.sources.sequences import read_sequences
 from rl4rec.data.sources.simulated import simulate
+from rl4rec.data.store import store_files
 from rl4rec.errors import UserError
 from rl4rec.params import DataParams
 
@@ -32,6 +33,11 @@ def raw_files(params: DataParams, *, fetch: bool) -> list[Path]:
             return fetch_beauty(params) if fetch and not files else files
         case "sequences" | "interactions":
             path = Path(str(params.path))
+            if path.is_dir() and params.source == "interactions":
+                files = store_files(path)
+                if not files:
+                    raise UserError(f"data.path: no tables in the folder {path}. Add some: rl4rec ingest FILE")
+                return files
             if not path.is_file():
                 raise UserError(f"data.path: no such file: {path}. Name the file with your {params.source}.")
             return [path]
@@ -51,4 +57,11 @@ def read_raw(params: DataParams, files: list[Path]) -> pl.DataFrame:
         case "sequences":
             return read_sequences(files[0])
         case "interactions":
-            return read_interactions(files[0], params.columns)
+            parts = [read_interactions(file, params.columns) for file in files]
+            kinds = {part.schema["time"] for part in parts}
+            if len(kinds) > 1:
+                raise UserError(
+                    f"{files[0].parent}: column '{params.columns.timestamp}' holds {' and '.join(map(str, kinds))} in "
+                    "different files: times must be of one kind."
+                )
+            return pl.concat(parts)

@@ -1,0 +1,87 @@
+"""The raw store: a folder of interactions that only ever grows, one file a delivery."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from rl4rec.data.sources.interactions import read_interactions
+from rl4rec.data.store import store_files
+from rl4rec.errors import UserError
+from rl4rec.params import Columns
+
+_KEY = ["user", "item", "time"]
+
+
+class Ingested(NamedTuple):
+    """What became of a delivery."""
+
+    part: Path | None  # the new file of the store; None: nothing was new
+    added: int
+    known: int  # interactions that the store had already, or the delivery twice
+
+
+def ingest(file: Path, store: Path, columns: Columns) -> Ingested:
+    """Add what is new in a file of interactions to the store, whole or not at all.
+
+    The new part is named by its number and content. Files of the store are never changed.
+
+    Args:
+        file: in any form of the source `interactions`.
+        store: the folder that `data.path` names; made if it is not there.
+        columns: of the file and of the store.
+
+    Raises:
+        UserError: the file is damaged, its times are of another kind than the store's, or another ingestion is
+            under way.
+    """
+    if store.exists() and not store.is_dir():
+        raise UserError(
+            f"{store}: is a file, and a store of interactions is a folder. Move it into one and name that in data.path."
+        )
+    delivered = read_interactions(file, columns)
+    store.mkdir(parents=True, exist_ok=True)
+    with _only_one(store):
+        parts = store_files(store)
+        fresh = delivered.unique(_KEY, keep="first", maintain_order=True)
+        for part in parts:
+            earlier = read_interactions(part, columns)
+            if earlier.schema["time"] != fresh.schema["time"]:
+                raise UserError(
+                    f"{file}: column '{columns.timestamp}' holds {fresh.schema['time']}, but that of {part} "
+                    f"{earlier.schema['time']}: times of a store must be of one kind."
+                )
+            fresh = fresh.join(earlier, on=_KEY, how="anti", maintain_order="left")
+        known = len(delivered) - len(fresh)
+        if fresh.is_empty():
+            return Ingested(None, 0, known)
+        named = fresh.rename({"user": columns.user, "item": columns.item, "time": columns.timestamp})
+        draft = store / f".{os.getpid()}.part"
+        try:
+            named.write_parquet(draft)
+            digest = hashlib.sha256(draft.read_bytes()).hexdigest()[:8]
+            part = store / f"part-{len(parts):05d}-{digest}.parquet"
+            os.replace(draft, part)
+        finally:
+            draft.unlink(missing_ok=True)
+    return Ingested(part, len(fresh), known)
+
+
+@contextlib.contextmanager
+def _only_one(store: Path) -> Iterator[None]:
+    """Hold the store's lock file."""
+    lock = store / ".ingesting"
+    try:
+        os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        raise UserError(
+            f"{lock}: another ingestion is under way. Try again when it is done; if it died, remove that file."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
