@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install demo repro refit study test check format bench ui clean
+.PHONY: help install demo repro retrain remote refit study test check format bench ui clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -45,6 +45,12 @@ demo: $(READY) ## the whole pipeline on the simulated shop, in .demo/ (minutes)
 repro: $(READY) ## the whole pipeline on Amazon Beauty: only what changed runs again
 	@dvc repro
 	@rl4rec show-comparison
+
+retrain: $(READY) ## what CI does on new data: pull, run what changed, ask the gate, push (DIR=.demo: another workspace)
+	@.ci/retrain $(DIR)
+
+remote: $(READY) ## name the DVC remote of this checkout, not committed (make remote URL=s3://bucket/path)
+	@dvc remote add --local --default --force store '$(URL)'
 
 refit: $(READY) ## all stages again with the validation targets as feedback too, in .refit/; writes metrics/refit
 	@rl4rec workspace .refit --overrides refit.yaml

@@ -141,7 +141,7 @@ def recommend(
             from rl4rec.registry.download import download_policy
             from rl4rec.tracking import use_server
 
-            use_server(params.tracking, root)
+            use_server(params.tracking, root, patient=True)
             policy, items = download_policy(model, Path(scratch))
         else:
             policy, items = Path(model), root / "data" / "prepared" / "items.parquet"

@@ -57,9 +57,11 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "5",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+_PATIENT = {**_ENVIRONMENT, "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 
 
 class StageRun:
@@ -248,9 +250,12 @@ def pipeline_id() -> str | None:
     return None
 
 
-def use_server(params: TrackingParams, root: Path = Path()) -> None:
-    """Point MLflow at the server of the environment or the settings, or at the database file below `root`."""
-    for key, value in _ENVIRONMENT.items():
+def use_server(params: TrackingParams, root: Path = Path(), *, patient: bool = False) -> None:
+    """Point MLflow at the server of the environment or the settings, or at the database file below `root`.
+
+    `patient`: wait a minute for an answer, where nothing but the answer is wanted; tracking gives up after seconds.
+    """
+    for key, value in (_PATIENT if patient else _ENVIRONMENT).items():
         os.environ.setdefault(key, value)
     import mlflow
 
@@ -262,13 +267,13 @@ def use_server(params: TrackingParams, root: Path = Path()) -> None:
     mlflow.set_tracking_uri(given)
 
 
-def connect(params: TrackingParams) -> tuple[MlflowClient, str]:
+def connect(params: TrackingParams, *, patient: bool = False) -> tuple[MlflowClient, str]:
     """Use the server; the client, and the id of the experiment, made active.
 
     Raises:
         MlflowException: the server does not answer.
     """
-    use_server(params)
+    use_server(params, patient=patient)
     import mlflow
 
     experiment = mlflow.set_experiment(params.experiment)

@@ -145,7 +145,7 @@ def promote(folder: Path, params: Params, *, policy: str | None = None) -> Decis
     name = policy or max(evaluations, key=lambda each: _validation(evaluations[each], gate.metric))
     weights = weights_digest(folder / "models" / name)
     try:
-        client, _ = connect(params.tracking)
+        client, _ = connect(params.tracking, patient=True)
         registry = Registry(client, params.tracking.registered_model)
         with registry.lock():
             champion = registry.version(CHAMPION)
@@ -178,7 +178,7 @@ def promote(folder: Path, params: Params, *, policy: str | None = None) -> Decis
 def roll_back(params: Params) -> tuple[str, str]:
     """Give the champion's alias back to the version it replaced; (from, to)."""
     try:
-        client, _ = connect(params.tracking)
+        client, _ = connect(params.tracking, patient=True)
         registry = Registry(client, params.tracking.registered_model)
         with registry.lock():
             return registry.roll_back()

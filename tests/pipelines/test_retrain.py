@@ -1,0 +1,141 @@
+"""Retraining from end to end, as CI does it: a DVC remote, an MLflow server, the gate, new interactions."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from rl4rec.data.sources.simulated import simulate
+from rl4rec.params import SimulatedShop, load_params
+from tests.pipelines.test_graph import ROOT, STAGES, make_project, run, stages_run
+
+pytestmark = pytest.mark.slow
+
+SHOP: dict[str, Any] = {
+    "data": {"source": "interactions", "path": "store", "k_core": 1, "columns": {"timestamp": "time"}},
+    "policy": {"n_embd": 16, "max_history": 8, "dropout": 0.0},
+    "sft": {"num_epochs": 6, "batch_size": 16, "learning_rate": 1.0e-2, "target_window": 1, "eval_every_epochs": 3},
+    "rl": {
+        "k": 5,
+        "crossfit": {"num_epochs": 2},
+        "candidates": {"negatives": 15},
+        "num_slates": 256,
+        "eval_every": 4,
+        "ppo": {"batch_size": 16, "mini_batch_size": 8},
+        "grpo": {"batch_size": 8, "num_sample_generations": 4},
+    },
+    "evaluate": {"ks": [5], "negatives": 15},
+    "compare": {
+        "bootstrap_samples": 500,
+        "gate": {"metric": "full/ndcg@5", "guards": {"sampled15/ndcg@5": 0.2, "full/coverage@5": 0.9}},
+    },
+    "tracking": {"system_metrics": False, "registered_model": "shop"},
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An MLflow server on a free port of this machine."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "a")]
+    settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None, (folder / "log").read_text()
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def deliver(folder: Path, name: str, first: int, last: int) -> None:
+    """Interactions of some of the simulated shop's users, ingested."""
+    events = simulate(SimulatedShop(users=700, items=30, tastes=2, mean_length=7)).events()
+    users = events["user"].unique(maintain_order=True)[first:last]
+    events.filter(pl.col("user").is_in(users.implode())).write_csv(folder.parent / name)
+    run(folder, sys.executable, "-c", "from rl4rec.cli import main; main()", "ingest", str(folder.parent / name))
+
+
+def change(folder: Path, section: str, **settings: object) -> None:
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params[section] |= settings
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    load_params(folder / "params.yaml")
+
+
+def retrain(folder: Path, server: str) -> str:
+    return run(folder, "env", f"MLFLOW_TRACKING_URI={server}", str(ROOT / ".ci" / "retrain"))
+
+
+@pytest.mark.timeout(1500)
+def test_first_promoted_worse_refused_new_data_promoted(tmp_path: Path, server: str) -> None:
+    folder = make_project(
+        tmp_path / "project", SHOP | {"data": SHOP["data"] | {"path": str(tmp_path / "project/store")}}
+    )
+    change(folder, "data", path="store")
+    run(folder, "dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "remote"))
+    deliver(folder, "first.csv", 0, 100)
+    client = MlflowClient(server)
+
+    def champion() -> str:
+        return str(client.get_model_version_by_alias("shop", "champion").version)
+
+    first = retrain(folder, server)
+    assert stages_run(first) == STAGES
+    assert "promoted: there is no champion yet" in first
+    assert champion() == "1"
+    assert "- promoted" in (folder / "reports/summary.md").read_text()
+    run(folder, "git", "add", ".")
+    run(folder, "git", "commit", "--quiet", "-m", "first")
+
+    change(folder, "sft", max_steps=1)  # hardly trained
+    worse = retrain(folder, server)
+    assert "prepare" not in stages_run(worse) and "sft" in stages_run(worse)
+    assert "refused: full/ndcg@5 is not clearly better" in worse
+    assert champion() == "1"
+    summary = (folder / "reports/summary.md").read_text()
+    assert "- refused" in summary and "## Metrics against the last commit" in summary and "test.full.ndcg@5" in summary
+
+    change(folder, "sft", max_steps=None)
+    assert stages_run(retrain(folder, server)) == set()  # all of it is in the cache
+    deliver(folder, "second.csv", 100, 700)
+    better = retrain(folder, server)
+    assert stages_run(better) == STAGES
+    assert "promoted: full/ndcg@5 is better" in better
+    assert champion() != "1"
+
+    # Another machine has the commit and the remote, and need not train anything.
+    run(folder, "git", "add", ".")
+    run(folder, "git", "commit", "--quiet", "-m", "second")
+    run(tmp_path, "git", "clone", "--quiet", str(folder), "elsewhere")
+    shutil.copytree(folder / "store", tmp_path / "elsewhere/store", dirs_exist_ok=True)
+    run(tmp_path / "elsewhere", "dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "remote"))
+    again = retrain(tmp_path / "elsewhere", server)
+    assert stages_run(again) == set()
+    assert "is the champion already" in again
+    assert (tmp_path / "elsewhere/models/grpo/model.safetensors").is_file()
