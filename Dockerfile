@@ -19,6 +19,7 @@ WORKDIR /opt/rl4rec
 # The pinned versions first: a change of the code does not install them again.
 COPY pyproject.toml README.md LICENSE ./
 COPY rl4rec/__init__.py rl4rec/__init__.py
+# hadolint ignore=DL3013 # pyproject.toml pins them
 RUN pip install "$(sed -n 's/^ *"\(torch==[^"]*\)",*$/\1/p' pyproject.toml)" \
     && pip install '.[train]'
 

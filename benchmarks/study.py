@@ -77,6 +77,9 @@ def origin() -> str:
 
 
 ORIGIN = origin()
+PROJECT: Changes = load_params(ROOT / "params.yaml").model_dump(
+    mode="json", include={"data", "policy", "sft", "rl", "evaluate"}
+) | {"tracking": {"enabled": False}}
 
 
 class Cores:
@@ -98,10 +101,8 @@ class Cores:
 
 
 def settings(changes: Changes) -> Changes:
-    """All settings of a run."""
-    params = merge_settings(load_params(ROOT / "params.yaml").model_dump(mode="json"), changes)
-    params["tracking"]["enabled"] = False
-    return params
+    """The settings that a run depends on."""
+    return merge_settings(PROJECT, changes)
 
 
 def base_folder(params: Changes) -> Path:

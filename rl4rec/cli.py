@@ -119,6 +119,49 @@ def ingest(
 
 
 @app.command()
+def monitor(
+    incoming: Annotated[Path | None, typer.Option(help="Interactions since training, a table as for `ingest`.")] = None,
+    served: Annotated[Path | None, typer.Option(help="Lists that were shown, as `recommend` writes them.")] = None,
+    policy: Annotated[str, typer.Option(help="Whose evaluation served lists are compared with.")] = "grpo",
+    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("reports/drift.json"),
+    root: Root = Path(),
+) -> None:
+    """Say whether retraining is due: compare new interactions and served lists with the training data.
+
+    Exit status: 0 due, 3 not due, 2 an error to act on.
+    """
+    params = load_params(root / "params.yaml")
+    if incoming is None and served is None:
+        raise UserError("nothing to compare: give --incoming, --served or both")
+    from rl4rec.data.prepared import load_prepared
+    from rl4rec.data.sources.interactions import read_interactions
+    from rl4rec.drift import measure_drift, read_served
+    from rl4rec.evaluation.files import write_json
+
+    evaluated = None
+    if served is not None:
+        file = root / "metrics" / f"{policy}.json"
+        try:
+            evaluated = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise UserError(f"{file}: cannot be read. Run `dvc repro evaluate@{policy}`.") from None
+    found = measure_drift(
+        load_prepared(root / "data" / "prepared"),
+        params.monitor,
+        incoming=None if incoming is None else read_interactions(incoming, params.data.columns),
+        served=None if served is None else read_served(served),
+        evaluated=evaluated,
+        k=params.rl.k,
+    )
+    write_json(root / out, found.as_dict())
+    for signal in found.signals:
+        typer.echo(f"  {signal}")
+    typer.echo(f"retraining is {'due' if found.due else 'not due'}")
+    if not found.due:
+        raise typer.Exit(3)
+
+
+@app.command()
 def recommend(
     users: Annotated[Path, typer.Option(help="Parquet or JSON lines with a column `history` of lists of item ids.")],
     out: Annotated[Path, typer.Option(help="The parquet file to write.")],

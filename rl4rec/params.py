@@ -354,6 +354,19 @@ class CompareParams(Section):
     gate: GateParams = GateParams()
 
 
+class MonitorParams(Section):
+    """What makes retraining due (`rl4rec monitor`): limits of its signals."""
+
+    new_interactions: Annotated[Float, Field(ge=0)] = 0.05
+    unseen_items: Annotated[Float, Field(ge=0, le=1)] = 0.05
+    new_users: Annotated[Float, Field(ge=0, le=1)] = 0.5
+    popularity_shift: Annotated[Float, Field(ge=0)] = 0.1
+    shown_popularity: Annotated[Float, Field(ge=0, le=1)] = 0.05
+    coverage_drop: Annotated[Float, Field(ge=0, le=1)] = 0.2
+    empty_lists: Annotated[Float, Field(ge=0, le=1)] = 0.0
+    seed: Seed = 0
+
+
 class TrackingParams(Section):
     """MLflow. `MLFLOW_TRACKING_URI` in the environment wins over `uri`."""
 
@@ -373,6 +386,7 @@ class Params(Section):
     rl: RLParams = RLParams()
     evaluate: EvaluateParams = EvaluateParams()
     compare: CompareParams = CompareParams()
+    monitor: MonitorParams = MonitorParams()
     tracking: TrackingParams = TrackingParams()
 
     @model_validator(mode="after")

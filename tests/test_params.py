@@ -56,7 +56,7 @@ def test_numbers_as_dvc_writes_them(tmp_path: Path, text: str) -> None:
     [
         ("sft.learning_rte", 0.1, ["sft.learning_rte", "unknown key", "did you mean 'learning_rate'?"]),
         ("rl.grpo.num_generations", 4, ["rl.grpo.num_generations", "num_sample_generations"]),
-        ("modle", {}, ["modle", "unknown key", "data, policy, sft, rl, evaluate, compare, tracking"]),
+        ("modle", {}, ["modle", "unknown key", "data, policy, sft, rl, evaluate, compare, monitor, tracking"]),
         ("data.columns.usr", "u", ["data.columns.usr", "did you mean 'user'?"]),
         ("data.source", "amazon-buety", ["data.source", "'amazon-buety'", "did you mean 'amazon-beauty'?"]),
         ("sft.batch_size", "many", ["sft.batch_size", "integer", "'many'"]),
