@@ -21,7 +21,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY rl4rec/__init__.py rl4rec/__init__.py
 # hadolint ignore=DL3013 # pyproject.toml pins them
 RUN pip install "$(sed -n 's/^ *"\(torch==[^"]*\)",*$/\1/p' pyproject.toml)" \
-    && pip install '.[train]'
+    && pip install '.[server,train]'
 
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE}
@@ -31,7 +31,8 @@ ENV DEBIAN_FRONTEND=noninteractive
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3 git ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
-    && git config --system --add safe.directory '*'
+    && git config --system --add safe.directory '*' \
+    && install -d -o 1000 -g 1000 /artifacts
 COPY --from=build /opt/venv /opt/venv
 WORKDIR /workspace
 COPY --chown=1000:1000 . .
