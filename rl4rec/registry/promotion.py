@@ -143,6 +143,11 @@ def promote(folder: Path, params: Params, *, policy: str | None = None) -> Decis
     gate, data = params.compare.gate, load_prepared(folder / "data" / "prepared")
     evaluations = {name: _evaluation(folder, name, data) for name in ([policy] if policy else gate.candidates)}
     name = policy or max(evaluations, key=lambda each: _validation(evaluations[each], gate.metric))
+    ours = measured(evaluations[name], gate.fold)
+    for metric in (gate.metric, *gate.guards):
+        if metric not in ours.users and metric not in ours.values:
+            known = ", ".join(sorted({*ours.users, *ours.values}))
+            raise UserError(f"params.yaml: compare.gate: {metric} is not measured; there is {known}")
     weights = weights_digest(folder / "models" / name)
     try:
         client, _ = connect(params.tracking, patient=True)
@@ -161,11 +166,7 @@ def promote(folder: Path, params: Params, *, policy: str | None = None) -> Decis
                     mlflow.log_artifact(str(file), "evaluation")
                 version = registry.add(model, run.info.run_id, tags)
                 theirs = None if champion is None else _champion(champion, evaluations[name], data, params)
-                ours = measured(evaluations[name], gate.fold)
-                try:
-                    decision = decide(ours, theirs, gate, params.compare)
-                except ValueError as error:
-                    raise UserError(f"params.yaml: compare.gate: {error}") from None
+                decision = decide(ours, theirs, gate, params.compare)
                 _record(decision)
                 registry.tag(version, REASON, f"{'promoted' if decision.promoted else 'refused'}: {decision.reason}")
                 if decision.promoted:

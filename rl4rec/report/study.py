@@ -17,7 +17,7 @@ _SHOWN = ("test.full.ndcg@10", "test.sampled100.ndcg@10", "valid.full.ndcg@10")
 def study_tables(study: dict[str, Any]) -> str:
     """All tables in Markdown, from the content of `metrics/study.json`."""
     blocks = []
-    for name, setting in study["settings"].items():
+    for name, setting in sorted(study["settings"].items(), key=lambda entry: (entry[0] != "default", entry[0])):
         seeds = ", ".join(map(str, setting["seeds"]))
         blocks.append(f"### Setting `{name}`\n\nSeeds {seeds}.\n\n{_differences(setting)}\n\n{_runs(setting)}\n")
     if "default" in study["settings"]:

@@ -34,10 +34,7 @@ SHOP: dict[str, Any] = {
         "grpo": {"batch_size": 8, "num_sample_generations": 4},
     },
     "evaluate": {"ks": [5], "negatives": 15},
-    "compare": {
-        "bootstrap_samples": 500,
-        "gate": {"metric": "full/ndcg@5", "guards": {"sampled15/ndcg@5": 0.2, "full/coverage@5": 0.9}},
-    },
+    "compare": {"bootstrap_samples": 500},
     "tracking": {"system_metrics": False, "registered_model": "shop"},
 }
 
@@ -74,6 +71,10 @@ def test_first_promoted_worse_refused_new_data_promoted(tmp_path: Path, server: 
         tmp_path / "project", SHOP | {"data": SHOP["data"] | {"path": str(tmp_path / "project/store")}}
     )
     change(folder, "data", path="store")
+    # put over params.yaml, these guards would join the default ones
+    change(
+        folder, "compare", gate={"metric": "full/ndcg@5", "guards": {"sampled15/ndcg@5": 0.2, "full/coverage@5": 0.9}}
+    )
     run(folder, "dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "remote"))
     deliver(folder, "first.csv", 0, 100)
     client = MlflowClient(server)

@@ -197,6 +197,16 @@ def test_the_command_says_why_and_exits_with_the_decision(
     assert run("rollback") == (0, "shop: champion is version 1 again, not 3\n")
 
 
+def test_a_gate_of_metrics_that_nobody_measures_registers_nothing(project: Path) -> None:
+    gate = PARAMS.compare.gate.model_copy(update={"guards": {"sampled100/ndcg@10": 0.1}})
+    params = PARAMS.model_copy(update={"compare": PARAMS.compare.model_copy(update={"gate": gate})})
+    with pytest.raises(
+        UserError, match=r"compare.gate: sampled100/ndcg@10 is not measured; there is .*sampled8/ndcg@3"
+    ):
+        promote(project, params)
+    assert not MlflowClient().search_registered_models()
+
+
 def test_gate_settings_are_checked() -> None:
     with pytest.raises(ValueError, match=r"compare\.gate\.metric"):
         Params.model_validate({"compare": {"gate": {"metric": "ndcg"}}})
