@@ -1,5 +1,6 @@
-"""Stage `sft`: warm-start the policy by next-item cross-entropy; writes models/sft and logs/sft.jsonl."""
+"""Stage `sft`: train a policy by next-item cross-entropy, RL's warm start; writes models/sft and logs/sft.jsonl."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,15 +11,16 @@ from rl4rec.distributed import is_main_process
 from rl4rec.evaluation.validation import validate
 from rl4rec.params import Params
 from rl4rec.policy import SlatePolicy
-from rl4rec.policy_init import create_policy
+from rl4rec.policy_init import create_policy, start_from_champion
 from rl4rec.seeding import seed_everything
 from rl4rec.stage import run_stage
 from rl4rec.tracking import stage_run
-from rl4rec.trainers.checkpoints import run_digest
+from rl4rec.trainers.checkpoints import run_digest, weights_digest
 from rl4rec.trainers.history import TrainingLog
 from rl4rec.trainers.monitor import Monitor
 from rl4rec.trainers.sft import train_sft
 
+CHAMPION = Path("models/champion")
 OUT, CHECKPOINTS, LOG = Path("models/sft"), Path("checkpoints/sft"), Path("logs/sft.jsonl")
 
 
@@ -28,12 +30,14 @@ def main(params: Params) -> None:
     policy, tokenizer = create_policy(
         params.policy, data.item_ids, PreTrainedTokenizerFast.from_pretrained(data.tokenizer_folder)
     )
+    known = start_from_champion(policy, data.item_ids, CHAMPION)
 
     def measure(policy: SlatePolicy) -> dict[str, float]:
         return validate(policy.factors, data, k=10, batch_size=params.evaluate.batch_size)
 
     with stage_run("sft", params) as run, TrainingLog(LOG, run.log_metrics) as log:
         run.log_dataset(data, context="training")
+        run.log_params({"start": json.loads((CHAMPION / "champion.json").read_text(encoding="utf-8"))})
         monitor = Monitor(
             validate=measure if params.sft.feedback == "training" else None,
             metric="full/ndcg@10",
@@ -41,8 +45,15 @@ def main(params: Params) -> None:
             best_folder=OUT,
             patience=params.sft.early_stopping_patience,
         )
-        settings = {"policy": params.policy.model_dump(), "sft": params.sft.model_dump(), "data": data.data_hash}
-        train_sft(policy, tokenizer, data, params.sft, monitor, checkpoints=CHECKPOINTS, digest=run_digest(settings))
+        digest = run_digest(
+            {
+                "policy": params.policy.model_dump(),
+                "sft": params.sft.model_dump(),
+                "data": data.data_hash,
+                "start": known and weights_digest(CHAMPION / "policy"),
+            }
+        )
+        train_sft(policy, tokenizer, data, params.sft, monitor, checkpoints=CHECKPOINTS, digest=digest)
         if is_main_process():
             tokenizer.save_pretrained(OUT)
             run.log_policy(OUT, data)

@@ -21,10 +21,12 @@ from pydantic import BaseModel
 from rl4rec.errors import UserError
 from rl4rec.params import Params
 
-# No stage's outputs depend on these: messages, logging and tracking, and the schema of the settings, whose values
-# are DVC parameters (every one of them is in params.yaml, which is checked too).
-WITHOUT_INFLUENCE = frozenset(
-    f"rl4rec/{name}.py" for name in ("__init__", "errors", "stage", "distributed", "tracking", "serving", "params")
+# No stage's outputs depend on these: messages, logging, tracking and the registry, and the schema of the settings,
+# whose values are DVC parameters (every one of them is in params.yaml, which is checked too).
+WITHOUT_INFLUENCE = (
+    *(f"rl4rec/{name}.py" for name in ("__init__", "errors", "stage", "distributed", "serving", "params")),
+    "rl4rec/registry/",
+    "rl4rec/tracking",
 )
 _UNTRACKED = ("tracking",)  # sections that change no output
 # Subsections of `rl` that a variant of a stage, or a stage, does not read when it is handed all of `rl`.
@@ -65,7 +67,10 @@ def check_dvc(root: Path) -> list[str]:
 
 
 def imported_modules(root: Path, script: Path) -> set[str]:
-    """Files of the package `rl4rec` that `script` imports, directly or not, as paths relative to `root`."""
+    """Files of `rl4rec` that `script` imports, directly or not, but for modules without influence.
+
+    Paths are relative to `root`.
+    """
     found: set[str] = set()
     waiting = [script]
     while waiting:
@@ -73,7 +78,7 @@ def imported_modules(root: Path, script: Path) -> set[str]:
         for module in _imports(ast.parse(path.read_text(encoding="utf-8"), str(path))):
             for file in _module_files(root, module):
                 relative = file.relative_to(root).as_posix()
-                if relative not in found:
+                if relative not in found and not relative.startswith(WITHOUT_INFLUENCE):
                     found.add(relative)
                     waiting.append(file)
     return found
@@ -111,7 +116,7 @@ def _compare_code(root: Path, name: str, script: Path, deps: list[str]) -> Itera
         yield f"dvc.yaml: {name}: the script '{script.relative_to(root)}' does not exist"
         return
     needed = {script.relative_to(root).as_posix(), *imported_modules(root, script)}
-    needed = {file for file in needed - WITHOUT_INFLUENCE if _has_code(root / file)}
+    needed = {file for file in needed if _has_code(root / file)}
     listed: set[str] = set()
     for dep in deps:
         if (root / dep).is_dir() and dep.startswith(("rl4rec", "pipelines")):

@@ -120,6 +120,7 @@ class PolicyParams(Section):
 class SFTParams(Section):
     """Supervised warm start: next-item cross-entropy."""
 
+    init: Literal["fresh", "champion"] = "fresh"
     feedback: Literal["training", "latest"] = "training"
     num_epochs: Annotated[Float, Field(gt=0)] = 24
     max_steps: Positive | None = None

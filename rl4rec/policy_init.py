@@ -1,10 +1,15 @@
-"""Making a policy: a GPT-2 architecture from scratch, or any pretrained causal LM with item tokens added."""
+"""Making a policy: a GPT-2 architecture from scratch, any pretrained causal LM with item tokens added, the champion."""
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
+import polars as pl
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -18,6 +23,19 @@ from rl4rec.data.vocabulary import ITEM_OFFSET, item_token
 from rl4rec.errors import UserError
 from rl4rec.params import SLATE_ROOM, PolicyParams
 from rl4rec.policy import SlatePolicy, SlatePolicyConfig
+
+logger = logging.getLogger(__name__)
+
+# what two policies share whose weights fit each other, by the names that transformers gives every architecture
+_ARCHITECTURE = (
+    "model_type",
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
 
 
 def create_policy(
@@ -38,6 +56,48 @@ def create_policy(
             return _from_scratch(params, len(item_ids)), item_tokenizer
         case "pretrained":
             return _from_pretrained(params, item_ids)
+
+
+def start_from_champion(policy: SlatePolicy, item_ids: Sequence[str], folder: Path) -> int | None:
+    """Copy the champion's weights into a new policy; items are matched by their raw ids.
+
+    Items that the champion does not know start at the mean and spread of those it knows.
+
+    Args:
+        policy: as `create_policy` makes it, changed in place.
+        item_ids: raw ids of its items, index order.
+        folder: written by `rl4rec.registry.champion`.
+
+    Returns:
+        How many items the champion knew; None if there is no champion.
+
+    Raises:
+        UserError: the champion is of another architecture.
+    """
+    if json.loads((folder / "champion.json").read_text(encoding="utf-8"))["init"] == "fresh":
+        return None
+    champion = SlatePolicy.from_pretrained(folder / "policy")
+    _check_same_architecture(policy, champion)
+    place = {item: row for row, item in enumerate(pl.read_parquet(folder / "items.parquet")["item"])}
+    theirs = torch.tensor([place.get(item, -1) for item in item_ids])  # (I,) the champion's index of each item
+    offset, known = policy.config.item_offset, theirs >= 0
+    if not known.any():
+        raise UserError("sft.init: champion: it knows none of the items of data/prepared; use `sft.init: fresh`")
+    layers = (policy.get_input_embeddings(), policy.get_output_embeddings())
+    tables = {id(layer.get_parameter("weight")) for layer in layers}
+    source = dict(champion.named_parameters())
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if id(weight) not in tables:
+                weight.copy_(source[name])
+                continue
+            weight[:offset] = source[name][:offset]
+            rows = source[name][offset:][theirs[known]]
+            weight[offset:] = _like(rows, len(item_ids))
+            weight[offset:][known] = rows
+    count = int(known.sum())
+    logger.info("starting from the champion, which knows %d of %d items", count, len(item_ids))
+    return count
 
 
 def _from_scratch(params: PolicyParams, num_items: int) -> SlatePolicy:
@@ -105,8 +165,12 @@ def _spread_new_rows(lm: PreTrainedModel, first: int) -> None:
     )
     with torch.no_grad():
         for weight in (inputs,) if inputs is outputs else (inputs, outputs):
-            old = weight[:first]
-            weight[first:] = old.mean(0) + old.std(0) * torch.randn_like(weight[first:])
+            weight[first:] = _like(weight[:first], len(weight) - first)
+
+
+def _like(rows: Tensor, count: int) -> Tensor:
+    """So many new rows, drawn with the mean and the standard deviation of the given ones, by dimension."""
+    return rows.mean(0) + rows.std(0) * torch.randn(count, rows.shape[1], dtype=rows.dtype, device=rows.device)
 
 
 def _wrap(lm: PreTrainedModel, params: PolicyParams, num_items: int, item_offset: int) -> SlatePolicy:
@@ -125,3 +189,22 @@ def _wrap(lm: PreTrainedModel, params: PolicyParams, num_items: int, item_offset
         tie_word_embeddings=lm.config.tie_word_embeddings,
     )
     return SlatePolicy(config, lm)
+
+
+def _check_same_architecture(policy: SlatePolicy, champion: SlatePolicy) -> None:
+    def shape(of: SlatePolicy) -> dict[str, object]:
+        lm = of.lm.config.get_text_config()
+        return {
+            **{name: getattr(lm, name, None) for name in _ARCHITECTURE},
+            "score": of.config.score,
+            "item_offset": of.config.item_offset,
+        }
+
+    ours, theirs = shape(policy), shape(champion)
+    differing = [key for key in ours if ours[key] != theirs.get(key)]
+    if differing:
+        raise UserError(
+            "sft.init: champion: the champion is of another architecture than the section `policy` asks for: "
+            + ", ".join(f"{key} {theirs.get(key)!r} instead of {ours[key]!r}" for key in differing)
+            + ". Change `policy`, or use `sft.init: fresh`"
+        )

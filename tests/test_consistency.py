@@ -87,13 +87,22 @@ def test_the_graph_of_this_project_agrees() -> None:
 
 def test_imports_are_followed_also_inside_functions(project: Path) -> None:
     assert imported_modules(project, project / "pipelines/train.py") == {
-        "rl4rec/__init__.py",
         "rl4rec/core/__init__.py",
         "rl4rec/core/model.py",
         "rl4rec/lazy.py",
-        "rl4rec/params.py",
-        "rl4rec/stage.py",
     }
+
+
+def test_modules_without_influence_are_neither_listed_nor_followed(project: Path) -> None:
+    (project / "rl4rec/stage.py").write_text("from rl4rec import unrelated\n")
+    assert "rl4rec/unrelated.py" not in imported_modules(project, project / "pipelines/train.py")
+    assert check_dvc(project) == []
+
+
+def test_imports_of_modules_without_influence_are_not_followed(project: Path) -> None:
+    (project / "rl4rec/stage.py").write_text("from rl4rec import unrelated\n")
+    assert "rl4rec/unrelated.py" not in imported_modules(project, project / "pipelines/train.py")
+    assert check_dvc(project) == []
 
 
 def test_settings_that_a_script_reads(project: Path) -> None:

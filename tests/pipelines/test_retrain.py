@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -100,10 +101,12 @@ def test_first_promoted_worse_refused_new_data_promoted(tmp_path: Path, server: 
 
     change(folder, "sft", max_steps=None)
     assert stages_run(retrain(folder, server)) == set()  # all of it is in the cache
+    change(folder, "sft", init="champion")
     deliver(folder, "second.csv", 100, 700)
     better = retrain(folder, server)
     assert stages_run(better) == STAGES
     assert "promoted: full/ndcg@5 is better" in better
+    assert json.loads((folder / "models/champion/champion.json").read_text())["version"] == "1"
     assert champion() != "1"
 
     # Another machine has the commit and the remote, and need not train anything.

@@ -11,7 +11,8 @@ import pytest
 from mlflow import MlflowClient
 
 from rl4rec.errors import UserError
-from rl4rec.registry.promotion import CHAMPION, Registry, promote, roll_back
+from rl4rec.registry.promotion import promote, roll_back
+from rl4rec.registry.versions import CHAMPION, Registry
 from rl4rec.tracking import PIPELINE_TAG, stage_run
 from tests.registry.conftest import NAME, PARAMS, put
 from tests.servers import mlflow_server, postgres_programs, postgres_server

@@ -21,7 +21,8 @@ from rl4rec.evaluation.protocols import evaluate
 from rl4rec.params import Params
 from rl4rec.policy import SlatePolicy
 from rl4rec.registry.measure import evaluate_elsewhere
-from rl4rec.registry.promotion import CANDIDATE, CHAMPION, Registry, promote, roll_back
+from rl4rec.registry.promotion import promote, roll_back
+from rl4rec.registry.versions import CANDIDATE, CHAMPION, Registry
 from tests.registry.conftest import ITEMS, NAME, PARAMS, policies, prepared, put, sequences
 
 
