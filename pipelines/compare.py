@@ -25,9 +25,9 @@ def main(params: Params) -> None:
         oracle = evaluate_oracle(data, params.evaluate)
         if oracle is not None:
             evaluations["oracle"] = oracle
+        logs = {name: log for name in POLICIES if (log := load_log(LOGS / f"{name}.jsonl")) is not None}
         comparison = compare_policies(evaluations, params.compare, k=params.rl.k)
         write_json(METRICS / "comparison.json", comparison)
-        logs = {name: log for name in POLICIES if (log := load_log(LOGS / f"{name}.jsonl")) is not None}
         markdown, html = write_report(comparison, logs, params.rl, REPORTS)
         for pair, rows in comparison.items():
             if "_vs_" in pair:

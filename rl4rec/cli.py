@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
-from rl4rec.errors import UserError
-from rl4rec.params import load_params
+from rl4rec.errors import UserError, shown
+from rl4rec.messages import debugging, redact, report
+from rl4rec.params import Trained, load_params
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -19,8 +20,14 @@ Root = Annotated[Path, typer.Option("--root", help="The folder with dvc.yaml and
 
 
 @app.callback()
-def describe() -> None:
+def describe(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (also: RL4REC_DEBUG=1).")
+    ] = False,
+) -> None:
     """Train a language-model recommender on the metric it is judged by."""
+    if debug:
+        os.environ["RL4REC_DEBUG"] = "1"
 
 
 @app.command()
@@ -30,7 +37,7 @@ def check_params(path: ParamsPath = Path("params.yaml")) -> None:
     from rich.console import Console
     from rich.syntax import Syntax
 
-    settings = yaml.safe_dump(load_params(path).model_dump(mode="json"), sort_keys=False)
+    settings = redact(yaml.safe_dump(load_params(path).model_dump(mode="json"), sort_keys=False))
     Console().print(Syntax(settings, "yaml", background_color="default"))
 
 
@@ -65,18 +72,19 @@ def collect_refit(
 ) -> None:
     """Copy the refit's metrics to metrics/refit, marked: their validation targets were trained on."""
     from rl4rec.evaluation.files import write_json
+    from rl4rec.json_files import read_json
 
     for policy in ("sft", "sft_continued", "ppo", "grpo"):
         source, target = folder / "metrics" / f"{policy}.json", root / "metrics" / "refit" / f"{policy}.json"
+        found = read_json(source, then="Run `make refit`.")
         try:
-            found = json.loads(source.read_text(encoding="utf-8"))
-        except OSError:
-            raise UserError(f"{source}: not there yet. Run `make refit`.") from None
-        found["protocol"]["feedback"] = "latest"  # so the figures of fold `valid` are those of training targets
+            found["protocol"]["feedback"] = "latest"  # so the figures of fold `valid` are those of training targets
+            k, n = found["protocol"]["k"][-1], found["protocol"]["negatives"]["n"]
+            full, sampled = (float(found["test"][name][f"ndcg@{k}"]) for name in ("full", f"sampled{n}"))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise UserError(f"{source}: not an evaluation ({error!r}). Run `make refit`.") from None
         write_json(target, found)
-        full, sampled = found["test"]["full"], found["test"][f"sampled{found['protocol']['negatives']['n']}"]
-        k = found["protocol"]["k"][-1]
-        typer.echo(f"{target}: test NDCG@{k} full {full[f'ndcg@{k}']:.4f}, sampled {sampled[f'ndcg@{k}']:.4f}")
+        typer.echo(f"{target}: test NDCG@{k} full {full:.4f}, sampled {sampled:.4f}")
 
 
 @app.command()
@@ -84,15 +92,18 @@ def show_comparison(root: Root = Path()) -> None:
     """Print the comparison table of the last `dvc repro`, and where the report and the MLflow UI are."""
     from rich.console import Console
 
+    from rl4rec.json_files import read_json
     from rl4rec.report import comparison_table
 
     file = root / "metrics" / "comparison.json"
+    again = f"Run `dvc repro compare` in {root.resolve()}."
+    comparison = read_json(file, then=again)
     try:
-        comparison = json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(f"{file}: not there yet. Run `dvc repro` in {root.resolve()} first.") from None
+        table = comparison_table(comparison)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise UserError(f"{file}: not a comparison ({error!r}). {again}") from None
     console = Console()
-    console.print(comparison_table(comparison))
+    console.print(table)
     folder = "" if root == Path() else f" DIR={root}"
     report = (root / "reports" / "comparison.html").resolve()
     console.print(
@@ -135,16 +146,13 @@ def monitor(
         raise UserError("nothing to compare: give --incoming, --served or both")
     from rl4rec.data.prepared import load_prepared
     from rl4rec.data.sources.interactions import read_interactions
-    from rl4rec.drift import measure_drift, read_served
+    from rl4rec.drift import measure_drift, read_evaluated, read_served
     from rl4rec.evaluation.files import write_json
 
     evaluated = None
     if served is not None:
-        file = root / "metrics" / f"{policy}.json"
-        try:
-            evaluated = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise UserError(f"{file}: cannot be read. Run `dvc repro evaluate@{policy}`.") from None
+        _check_policy(policy)
+        evaluated = read_evaluated(root / "metrics" / f"{policy}.json", k=params.rl.k)
     found = measure_drift(
         load_prepared(root / "data" / "prepared"),
         params.monitor,
@@ -207,6 +215,8 @@ def promote(
     import contextlib
 
     params = load_params(root / "params.yaml")
+    if policy is not None:
+        _check_policy(policy)
     from rl4rec.registry.promotion import promote as promote_policy
 
     with contextlib.chdir(root):
@@ -231,10 +241,18 @@ def rollback(root: Root = Path()) -> None:
     typer.echo(f"{params.tracking.registered_model}: champion is version {now} again, not {earlier}")
 
 
+def _check_policy(name: str) -> None:
+    known = get_args(Trained)
+    if name not in known:  # it becomes a part of paths
+        raise UserError(f"--policy: expected one of {', '.join(known)}, got {shown(name)}")
+
+
 def main() -> None:
     """Run the command; a user's mistake becomes a message on stderr and exit status 2."""
     try:
         app()
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            raise  # not about a file that the user could mend
+        report(error, debug=debugging())
         sys.exit(2)

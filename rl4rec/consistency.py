@@ -15,18 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel
 
 from rl4rec.errors import UserError
 from rl4rec.params import Params
+from rl4rec.yaml_files import read_yaml
 
-# No stage's outputs depend on these: messages, logging, tracking and the registry, and the schema of the settings,
-# whose values are DVC parameters (every one of them is in params.yaml, which is checked too).
+# No stage's outputs depend on these: messages, logging, tracking and the registry, checks of JSON and YAML, and the
+# schema of the settings, whose values are DVC parameters (every one of them is in params.yaml, which is checked too).
 WITHOUT_INFLUENCE = (
-    *(f"rl4rec/{name}.py" for name in ("__init__", "errors", "stage", "distributed", "serving", "params")),
-    "rl4rec/registry/",
-    "rl4rec/tracking",
+    *(f"rl4rec/{name}.py" for name in ("__init__", "errors", "messages", "stage", "distributed", "serving", "params")),
+    *("rl4rec/json_files.py", "rl4rec/yaml_files.py"),
+    *("rl4rec/registry/", "rl4rec/tracking"),
 )
 _UNTRACKED = ("tracking",)  # sections that change no output
 # Subsections of `rl` that a variant of a stage, or a stage, does not read when it is handed all of `rl`.
@@ -259,10 +259,5 @@ def _name(out: Any) -> str:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error}. Run from the project's root.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+    content = read_yaml(path)
     return content if isinstance(content, dict) else {}

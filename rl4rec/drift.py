@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy.typing as npt
 import polars as pl
 
 from rl4rec.data.prepared import PreparedData
-from rl4rec.errors import UserError
+from rl4rec.errors import UserError, shown
+from rl4rec.json_files import read_json
 from rl4rec.params import MonitorParams
 
 FloatArray = npt.NDArray[np.float64]
@@ -139,15 +141,36 @@ def popularity_percentile(data: PreparedData, items: npt.NDArray[np.int64]) -> f
     return float((below + up_to).mean() / 2 / len(ordered))
 
 
+def read_evaluated(path: Path, *, k: int) -> dict[str, Any]:
+    """The evaluation that served lists are compared with.
+
+    Raises:
+        UserError: missing or damaged, or one of the figures is not there.
+    """
+    then = f"Run `dvc repro -f evaluate@{path.stem}`."
+    evaluated = read_json(path, then=then)
+    try:
+        full = evaluated["test"]["full"]
+        figures = [full[f"popularity_percentile@{k}"], full[f"coverage@{k}"], evaluated["protocol"]["evaluated_users"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: not an evaluation at k = {k}: {error} is missing. {then}") from None
+    # A policy that shows something covers something, so none of them can be 0.
+    if not all(type(figure) in (int, float) and 0 < figure < math.inf for figure in figures):
+        raise UserError(f"{path}: expected figures above 0, got {shown(figures)}. {then}")
+    return evaluated
+
+
 def read_served(path: Path) -> pl.DataFrame:
     """Lists as `rl4rec recommend` writes them.
 
     Raises:
         UserError: not a parquet file with a column `items` of lists of ids.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a file. Expected a parquet file, as `rl4rec recommend` writes it.")
     try:
         table = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UserError(f"{path}: not a readable parquet file ({error}).") from None
     if table.schema.get("items") != pl.List(pl.String) or table.is_empty():
         raise UserError(f"{path}: expected a column 'items' with lists of item ids, as `rl4rec recommend` writes it.")

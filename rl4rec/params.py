@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import difflib
 import types
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from rl4rec.errors import UserError
+from rl4rec.errors import UserError, shown
+from rl4rec.yaml_files import read_yaml
 
 
 def _no_bool(value: object) -> object:
@@ -23,9 +25,18 @@ def _no_bool(value: object) -> object:
     return value
 
 
+def _plain(value: str) -> str:
+    """Reject what no name or path can hold; a null byte would fail deep inside the system."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+        raise ValueError("expected text without control characters")
+    return value
+
+
 # Lax on purpose: DVC writes 0.00008 as `8e-05`, which YAML 1.1 reads as a string.
-Int = Annotated[int, BeforeValidator(_no_bool)]
+# Bounded: what does not fit 32 bits is a slip, and would fail deep inside a library.
+Int = Annotated[int, BeforeValidator(_no_bool), Field(ge=-(2**31), lt=2**32)]
 Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_plain)]
 Probability = Annotated[Float, Field(ge=0, lt=1)]
 Positive = Annotated[Int, Field(ge=1)]
 Rate = Annotated[Float, Field(gt=0, le=1)]
@@ -44,10 +55,10 @@ class Section(BaseModel):
 class SimulatedShop(Section):
     """The embedded made-up shop: latent tastes, item-to-item transitions, popularity skew."""
 
-    users: Positive = 1500
-    items: Annotated[Int, Field(ge=20)] = 200
+    users: Annotated[Int, Field(ge=1, le=10_000_000)] = 1500
+    items: Annotated[Int, Field(ge=20, le=1_000_000)] = 200
     tastes: Annotated[Int, Field(ge=1, le=64)] = 8
-    mean_length: Annotated[Float, Field(ge=5)] = 9.0
+    mean_length: Annotated[Float, Field(ge=5, le=1000)] = 9.0
     popularity_skew: Annotated[Float, Field(ge=0, le=3)] = 0.8
     seed: Seed = 7
 
@@ -55,16 +66,16 @@ class SimulatedShop(Section):
 class Columns(Section):
     """Names of the columns of an `interactions` file."""
 
-    user: str = "user"
-    item: str = "item"
-    timestamp: str = "timestamp"
+    user: Text = "user"
+    item: Text = "item"
+    timestamp: Text = "timestamp"
 
 
 class Download(Section):
     """How the official files are fetched when no local copy is found."""
 
     enabled: bool = True
-    timeout_s: Annotated[Float, Field(gt=0)] = 30.0
+    timeout_s: Annotated[Float, Field(gt=0, le=86_400)] = 30.0
     retries: Annotated[Int, Field(ge=0, le=20)] = 4
 
 
@@ -72,7 +83,7 @@ class DataParams(Section):
     """Where interactions come from and how they become sequences."""
 
     source: Literal["amazon-beauty", "simulated", "sequences", "interactions"] = "amazon-beauty"
-    path: str | None = None
+    path: Text | None = None
     columns: Columns = Columns()
     k_core: Annotated[Int, Field(ge=1)] = 5
     deduplicate: Literal["exact", "user_item", "none"] = "exact"
@@ -96,7 +107,7 @@ class PolicyParams(Section):
     """The slate policy: a causal language model over items."""
 
     init: Literal["scratch", "pretrained"] = "scratch"
-    model_name: Annotated[str, Field(min_length=1)] = "gpt2"
+    model_name: Text = "gpt2"
     generation: Literal["slate", "autoregressive"] = "slate"
     n_layer: Annotated[Int, Field(ge=1, le=96)] = 1
     n_embd: Annotated[Int, Field(ge=4, le=8192)] = 64
@@ -122,7 +133,7 @@ class SFTParams(Section):
 
     init: Literal["fresh", "champion"] = "fresh"
     feedback: Literal["training", "latest"] = "training"
-    num_epochs: Annotated[Float, Field(gt=0)] = 24
+    num_epochs: Annotated[Float, Field(gt=0, le=100_000)] = 24
     max_steps: Positive | None = None
     batch_size: Positive = 256
     gradient_accumulation_steps: Positive = 1
@@ -183,7 +194,7 @@ class CrossfitParams(Section):
     """Leave-out item embeddings, so that RL's feedback is on targets that the policy has not memorised."""
 
     split_points: Annotated[Int, Field(ge=0, le=8)] = 2
-    num_epochs: Annotated[Float, Field(gt=0)] = 16
+    num_epochs: Annotated[Float, Field(gt=0, le=100_000)] = 16
     seed: Seed = 0
 
 
@@ -194,7 +205,7 @@ class AlgorithmParams(Section):
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     batch_size: Positive
     gradient_accumulation_steps: Positive = 1
-    num_epochs: Annotated[Float, Field(gt=0)] | None = None
+    num_epochs: Annotated[Float, Field(gt=0, le=100_000)] | None = None
     max_steps: Positive | None = None
     max_grad_norm: Annotated[Float, Field(gt=0)] = 1.0
     temperature: Annotated[Float, Field(gt=0, le=100)] = 0.3
@@ -372,9 +383,9 @@ class TrackingParams(Section):
     """MLflow. `MLFLOW_TRACKING_URI` in the environment wins over `uri`."""
 
     enabled: bool = True
-    uri: Annotated[str, Field(min_length=1)] = "sqlite:///mlflow.db"
-    experiment: Annotated[str, Field(min_length=1)] = "rl4rec"
-    registered_model: Annotated[str, Field(min_length=1, pattern=r"^[^/:.]+$")] = "rl4rec"
+    uri: Text = "sqlite:///mlflow.db"
+    experiment: Text = "rl4rec"
+    registered_model: Annotated[Text, Field(pattern=r"^[^/:.]+$")] = "rl4rec"
     system_metrics: bool = True
 
 
@@ -408,19 +419,6 @@ class Params(Section):
 # --- loading -------------------------------------------------------------------------------------
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice (plain YAML silently keeps the last)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def load_params(path: Path | str = "params.yaml") -> Params:
     """Read and validate a params file.
 
@@ -428,44 +426,59 @@ def load_params(path: Path | str = "params.yaml") -> Params:
         UserError: the file is missing, is not YAML, or a setting is unknown, of the wrong type or out of range;
             the message names the file, the key's path, the value and what is allowed.
     """
-    path = Path(path)
+    return validate_params(read_yaml(Path(path)), str(path))
+
+
+def validate_params(settings: object, name: str) -> Params:
+    """Validate settings as they were read (None: all defaults).
+
+    Args:
+        settings: nested as in `params.yaml`.
+        name: of where they come from, for the message.
+
+    Raises:
+        UserError: as `load_params`.
+    """
+    if settings is None:
+        settings = {}
+    if not isinstance(settings, dict):
+        raise UserError(f"{name}: expected sections ({', '.join(Params.model_fields)}), got {shown(settings)}")
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Run from the project's root, or name the file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except (yaml.YAMLError, TypeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    if raw is None:
-        raw = {}
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: expected sections ({', '.join(Params.model_fields)}), got {raw!r}")
-    try:
-        return Params.model_validate(raw)
+        return Params.model_validate(settings)
     except ValidationError as error:
-        raise UserError(_explain(path, error)) from None
+        raise UserError(_explain(name, error)) from None
 
 
-def _explain(path: Path, error: ValidationError) -> str:
-    lines = []
-    for item in error.errors():
-        location = [part for part in item["loc"] if not (isinstance(part, str) and "[" in part)]
-        key = ".".join(str(part) for part in location) or "(whole file)"
-        if item["type"] == "extra_forbidden":
-            known = _fields_at(location[:-1])
-            name = str(location[-1])
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'? " if near else ""
-            lines.append(f"  {key}: unknown key; {hint}Known here: {', '.join(known)}")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            value = item["input"]
-            got = "" if isinstance(value, dict | BaseModel) else f" (got {value!r})"
-            near = difflib.get_close_matches(str(value), _choices(item), n=1) if got else []
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            lines.append(f"  {key}: {message}{got}{hint}")
-    return "\n".join([f"{path}: {len(lines)} invalid setting{'s' if len(lines) > 1 else ''}", *lines])
+_MOST_LINES = 20
+
+
+def _explain(name: str, error: ValidationError) -> str:
+    lines = [_line(item) for item in error.errors(include_url=False)]
+    more = [] if len(lines) <= _MOST_LINES else [f"  and {len(lines) - _MOST_LINES} more"]
+    title = f"{name}: {len(lines)} invalid setting{'s' if len(lines) > 1 else ''}"
+    return "\n".join([title, *lines[:_MOST_LINES], *more])
+
+
+def _line(item: Any) -> str:
+    """What is wrong with one setting."""
+    if item["type"] == "extra_forbidden":
+        *above, last = item["loc"]
+        known = _fields_at(above)
+        near = difflib.get_close_matches(str(last)[:100], known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        return f"  {_key(item['loc'])}: unknown key; {hint}Known here: {', '.join(known)}"
+    # A tag of pydantic's own, such as the name of a validator, is no part of the key.
+    location = [part for part in item["loc"] if not (isinstance(part, str) and "[" in part)]
+    message = item["msg"].removeprefix("Value error, ")
+    value = item["input"]
+    got = "" if isinstance(value, dict | BaseModel) else f" (got {shown(value)})"
+    near = difflib.get_close_matches(shown(value), _choices(item), n=1) if got else []
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"  {_key(location) or '(whole file)'}: {message}{got}{hint}"
+
+
+def _key(location: Sequence[object]) -> str:
+    return ".".join(text if len(text) <= 80 else f"{text[:77]}..." for text in map(str, location))
 
 
 def _choices(item: Any) -> list[str]:
@@ -473,7 +486,7 @@ def _choices(item: Any) -> list[str]:
     return expected.replace(" or ", ", ").replace("'", "").split(", ")
 
 
-def _fields_at(location: list[int | str]) -> list[str]:
+def _fields_at(location: Sequence[int | str]) -> list[str]:
     """Names of the keys that the section at `location` knows."""
     model: type[BaseModel] = Params
     for part in location:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rl4rec.errors import UserError
+from rl4rec.messages import RedactingFormatter, debugging, report
 from rl4rec.params import Params, load_params
 
 _NOISY = (
@@ -34,10 +35,11 @@ _NOISY = (
 def run_stage(main: Callable[[Params], None]) -> None:
     """Run `main` with the params of `--params PATH` (default `params.yaml`).
 
-    A `UserError` becomes a message on stderr and exit status 2; an interruption exits with 130.
+    A `UserError`, or a file that the system refuses, becomes a message on stderr and exit status 2, with the
+    traceback if `--debug` or `RL4REC_DEBUG=1` asks for it; an interruption exits with 130.
     """
     arguments = _parser().parse_args()
-    _run(arguments.params, main)
+    _run(arguments, main)
 
 
 def run_variant_stage(main: Callable[[Params, str], None], variants: Sequence[str]) -> None:
@@ -45,13 +47,14 @@ def run_variant_stage(main: Callable[[Params, str], None], variants: Sequence[st
     parser = _parser()
     parser.add_argument("variant", choices=list(variants))
     arguments = parser.parse_args()
-    _run(arguments.params, lambda params: main(params, arguments.variant))
+    _run(arguments, lambda params: main(params, arguments.variant))
 
 
 def set_up_logging() -> None:
-    """Log to stderr: this project from INFO on, chatty libraries from WARNING on."""
-    layout = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    logging.basicConfig(level=logging.INFO, format=layout, datefmt="%H:%M:%S")
+    """Log to stderr, without secrets: this project from INFO on, chatty libraries from WARNING on."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # says that tied weights are saved once
@@ -62,17 +65,20 @@ def set_up_logging() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error (also: RL4REC_DEBUG=1)")
     return parser
 
 
-def _run(path: Path, main: Callable[[Params], None]) -> None:
+def _run(arguments: argparse.Namespace, main: Callable[[Params], None]) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     set_up_logging()
     try:
-        main(load_params(path))
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        main(load_params(arguments.params))
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            raise  # not about a file that the user could mend
+        report(error, debug=arguments.debug or debugging())
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

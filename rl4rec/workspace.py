@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from rl4rec.errors import UserError
-from rl4rec.params import load_params
+from rl4rec.errors import UserError, shown
+from rl4rec.params import validate_params
+from rl4rec.yaml_files import read_yaml
 
 _LINKED = ("dvc.yaml", "pipelines", "rl4rec")
 _DVC_CONFIG = "[core]\n    no_scm = true\n    analytics = false\n    check_update = false\n"
@@ -30,21 +31,22 @@ def make_workspace(root: Path, folder: Path, overrides: Path) -> None:
     Raises:
         UserError: the overrides are missing or invalid, or the folder holds something else.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / ".dvc").is_dir():
+    taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if taken and not (folder / ".dvc").is_dir():
         raise UserError(f"{folder}: exists and is not a workspace; choose another folder")
     changed = merge_settings(_read(root / "params.yaml"), _read(overrides))
-    data = changed.get("data") or {}
-    if data.get("path"):
-        data["path"] = str((root / data["path"]).resolve())  # meant from the project's root, not from the workspace
+    params = validate_params(changed, f"{overrides} over params.yaml")
+    if params.data.path is not None:
+        # meant from the project's root, not from the workspace
+        changed["data"]["path"] = str((root / params.data.path).resolve())
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / ".params.yaml.new"
-    draft.write_text(f"# Made from params.yaml and {overrides.name}.\n" + yaml.safe_dump(changed, sort_keys=False))
     try:
-        load_params(draft)
-    except UserError as error:
-        draft.unlink()
-        raise UserError(f"{overrides} over params.yaml: {error}") from None
-    os.replace(draft, folder / "params.yaml")
+        text = f"# Made from params.yaml and {overrides.name}.\n" + yaml.safe_dump(changed, sort_keys=False)
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, folder / "params.yaml")
+    finally:
+        draft.unlink(missing_ok=True)
     (folder / ".dvc").mkdir(exist_ok=True)
     (folder / ".dvc" / "config").write_text(_DVC_CONFIG)
     (folder / ".dvcignore").write_text("__pycache__/\nmlruns/\nmlflow.db*\n")
@@ -64,12 +66,7 @@ def merge_settings(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, A
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected settings nested as in params.yaml, got {content!r}")
+        raise UserError(f"{path}: expected settings nested as in params.yaml, got {shown(content)}")
     return content

@@ -44,7 +44,7 @@ def test_check_dvc_reports_problems_and_fails(tmp_path: Path) -> None:
 def test_show_comparison_before_there_is_one(tmp_path: Path) -> None:
     result = command("show-comparison", "--root", str(tmp_path))
     assert result.returncode == 2
-    assert "metrics/comparison.json: not there yet. Run `dvc repro`" in result.stderr
+    assert "metrics/comparison.json: no such file. Run `dvc repro compare`" in result.stderr
 
 
 def test_a_refits_metrics_are_collected_and_marked(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_refits_metrics_are_collected_and_marked(tmp_path: Path) -> None:
         (metrics / f"{policy}.json").write_text(json.dumps(content))
     missing = command("collect-refit", str(tmp_path / ".refit"), "--root", str(tmp_path))
     assert missing.returncode == 2
-    assert "grpo.json: not there yet. Run `make refit`" in missing.stderr
+    assert "grpo.json: no such file. Run `make refit`" in missing.stderr
     (metrics / "grpo.json").write_text(json.dumps(content))
     result = command("collect-refit", str(tmp_path / ".refit"), "--root", str(tmp_path))
     assert result.returncode == 0

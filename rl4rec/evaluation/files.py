@@ -5,20 +5,67 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import polars as pl
+from pydantic import BaseModel, Field, ValidationError
 
-from rl4rec.errors import UserError
-from rl4rec.evaluation.protocols import Evaluation
+from rl4rec.errors import UserError, shown
+from rl4rec.evaluation.protocols import FOLDS, METRICS, Evaluation
+from rl4rec.json_files import read_json
+
+_BEYOND = ("coverage", "popularity", "popularity_percentile")
+
+Count = Annotated[int, Field(ge=0, strict=True)]
+Positive = Annotated[Count, Field(ge=1)]
+Value = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+
+
+class _Negatives(BaseModel):
+    n: Positive
+    sampler: str
+    seed: Count
+    digest: str
+    users_with_fewer: Count
+
+
+class _Repeated(BaseModel):
+    valid: Count
+    test: Count
+
+
+class _Protocol(BaseModel):
+    data_hash: str
+    source: str | None
+    users: Count
+    evaluated_users: Count
+    items: Count
+    k: Annotated[list[Positive], Field(min_length=1)]
+    tie_rule: str
+    masking: str
+    repeated_targets: _Repeated
+    negatives: _Negatives
+    versions: dict[str, str]
+
+
+class _Metrics(BaseModel):
+    """The keys that the comparison, the report and the gate rely on."""
+
+    policy: str
+    protocol: _Protocol
+    valid: dict[str, dict[str, Value]]
+    test: dict[str, dict[str, Value]]
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file through a temporary sibling, so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -39,18 +86,49 @@ def load_evaluation(metrics_path: Path, ranks_path: Path) -> Evaluation:
     """Read what `save_evaluation` wrote.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: a file is missing or damaged, or lacks what it should hold.
     """
-    again = f"Run `dvc repro evaluate@{metrics_path.stem}`."
+    again = f"Run `dvc repro -f evaluate@{metrics_path.stem}`."
+    metrics = load_metrics(metrics_path, then=again)
     try:
-        metrics = json.loads(metrics_path.read_text(encoding="utf-8"))
         ranks = pl.read_parquet(ranks_path)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename or ranks_path}: no such file, so there is nothing to compare. {again}"
-        ) from None
-    except (ValueError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{metrics_path} or {ranks_path}: damaged ({error}). {again}") from None
-    if not isinstance(metrics, dict) or not {"policy", "protocol", "valid", "test"} <= metrics.keys():
-        raise UserError(f"{metrics_path}: not an evaluation (expected policy, protocol, valid and test). {again}")
+    except FileNotFoundError:
+        raise UserError(f"{ranks_path}: no such file, so there is nothing to compare. {again}") from None
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise UserError(f"{ranks_path}: not a readable parquet file ({error}). {again}") from None
+    for column in ("user_row", *(f"{fold}_{protocol}" for fold in FOLDS for protocol in ("full", "sampled"))):
+        if column not in ranks.columns:
+            raise UserError(f"{ranks_path}: no column '{column}'. {again}")
+        values = ranks[column]
+        if values.dtype != pl.Int32 or values.has_nulls() or (values < 0).any():
+            raise UserError(f"{ranks_path}: column '{column}' must hold 32-bit numbers from 0, without gaps. {again}")
+    if ranks.is_empty():
+        raise UserError(f"{ranks_path}: no users. {again}")
     return Evaluation(metrics, ranks)
+
+
+def load_metrics(path: Path, *, then: str) -> dict[str, Any]:
+    """Read and check `metrics/<policy>.json`.
+
+    Args:
+        path: the file.
+        then: what to do where it is damaged, for the message.
+
+    Raises:
+        UserError: the file is missing or damaged, or a key is missing or of the wrong type; the message names it.
+    """
+    metrics = read_json(path, then=then)
+    try:
+        card = _Metrics.model_validate(metrics)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        got = "" if first["type"] == "missing" else f", got {shown(first['input'])}"
+        raise UserError(f"{path}: not an evaluation: {key}: {first['msg']}{got}. {then}") from None
+    for fold in FOLDS:
+        for protocol in ("full", f"sampled{card.protocol.negatives.n}"):
+            names = (*METRICS, *_BEYOND) if protocol == "full" else METRICS
+            for key in (f"{name}@{k}" for name in names for k in card.protocol.k):
+                if key not in metrics[fold].get(protocol, {}):
+                    raise UserError(f"{path}: not an evaluation: {fold}.{protocol}.{key} is missing. {then}")
+    return metrics

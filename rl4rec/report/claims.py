@@ -91,7 +91,7 @@ def reward_spread(log: TrainingLog) -> float | None:
     """Spread of the training reward around its linear trend over the second half of training, relative to its mean."""
     steps, reward = log.series("train/reward", over="step")
     steps, reward = steps[len(steps) // 2 :], reward[len(reward) // 2 :]
-    if len(reward) < 4 or reward.mean() <= 0:
+    if len(reward) < 4 or reward.mean() <= 0 or np.ptp(steps) == 0:
         return None
     trend = np.polynomial.Polynomial.fit(steps, reward, 1)(steps)
     return float(np.sqrt(((reward - trend) ** 2).sum() / (len(reward) - 2)) / reward.mean())

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from rl4rec.errors import UserError
+from rl4rec.errors import UserError, shown
+from rl4rec.json_files import parse_json
 
 Progress = Literal["step", "samples", "seconds"]
 FloatArray = npt.NDArray[np.float64]
+_LARGEST = 1e30  # nothing that is measured is beyond; squares of it are still numbers
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,7 @@ class TrainingLog:
     def series(self, key: str, *, over: Progress) -> tuple[FloatArray, FloatArray]:
         """Progress and value of every row that has a finite `key`, each (n,)."""
         found = [
-            (float(row[over]), float(row[key]))
-            for row in self.rows
-            if isinstance(row.get(over), int | float)
-            and isinstance(row.get(key), int | float)
-            and math.isfinite(row[key])
+            (float(row[over]), float(row[key])) for row in self.rows if _finite(row.get(over)) and _finite(row.get(key))
         ]
         table = np.array(found, dtype=np.float64).reshape(-1, 2)
         return table[:, 0], table[:, 1]
@@ -39,27 +35,36 @@ class TrainingLog:
     def total(self, key: str) -> float | None:
         """A finite number of the summary, or None."""
         value = self.summary.get(key)
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+        return float(value) if _finite(value) else None
+
+
+def _finite(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and abs(value) <= _LARGEST  # false for NaN
 
 
 def load_log(path: Path) -> TrainingLog | None:
     """Read a training log; None where there is none.
 
     Raises:
-        UserError: a line is not a JSON object.
+        UserError: the file cannot be read, or a line is not a JSON object.
     """
-    if not path.exists():
-        return None
+    again = "Train that stage again."
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}). {again}") from None
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error}). Train that stage again.") from None
+            row = parse_json(line.decode("utf-8"))
+        except ValueError as error:  # UnicodeDecodeError too
+            raise UserError(f"{path}, line {number}: not JSON ({str(error)[:200]}). {again}") from None
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: expected a JSON object, got {line[:60]!r}.")
+            raise UserError(f"{path}, line {number}: expected a JSON object, got {shown(row)}. {again}")
         rows.append(row)
     summaries = [row for row in rows if row.get("summary") is True]
     return TrainingLog([row for row in rows if row.get("summary") is not True], summaries[-1] if summaries else {})

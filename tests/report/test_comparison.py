@@ -168,7 +168,7 @@ def test_saved_evaluations_come_back_and_are_stable(tmp_path: Path) -> None:
 
 def test_missing_and_damaged_files_say_what_to_run(tmp_path: Path) -> None:
     metrics, ranks = tmp_path / "ppo.json", tmp_path / "ppo.parquet"
-    with pytest.raises(UserError, match=r"ppo.json: no such file.*dvc repro evaluate@ppo"):
+    with pytest.raises(UserError, match=r"ppo.json: no such file.*dvc repro -f evaluate@ppo"):
         load_evaluation(metrics, ranks)
     save_evaluation(four()["ppo"], metrics, ranks)
     ranks.unlink()

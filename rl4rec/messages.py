@@ -1,0 +1,67 @@
+"""What is written to the terminal and the logs: errors as messages, and never a secret.
+
+Passwords in addresses and the values of the environment's tokens become `***`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import traceback
+
+# What stands before the host of an address: `token@` or `user:password@`, where a careless password may hold `@` and
+# `/` too (but `host:5000/path@name` has a port).
+_CREDENTIALS = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?:[^\s'\"@/:]*:(?!\d+/)[^\s'\"]*|[^\s'\"@/]*)@")
+_QUERY = re.compile(
+    r"(?i)(?P<key>[?&](?:password|passwd|pwd|token|access_token|secret|api_key|signature|sig)=)[^&\s'\"]+"
+)
+_SECRET_NAMES = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|API_KEY|ACCESS_KEY")
+_SHORTEST = 6  # characters of a secret: shorter values of such variables are words like `true`
+
+
+def redact(text: str) -> str:
+    """The text with every secret replaced."""
+    text = _QUERY.sub(r"\g<key>***", _CREDENTIALS.sub(r"\g<scheme>***@", text))
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and _SECRET_NAMES.search(name):
+            text = text.replace(value, "***")
+    return text
+
+
+class RedactingFormatter(logging.Formatter):
+    """A formatter whose lines, tracebacks included, hold no secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        return redact(super().format(record))
+
+
+def debugging() -> bool:
+    """Whether `RL4REC_DEBUG` asks for the traceback of a user's mistake."""
+    return os.environ.get("RL4REC_DEBUG", "") not in ("", "0")
+
+
+def report(error: BaseException, *, debug: bool) -> None:
+    """Write a user's mistake to stderr: its message, after the whole traceback if `debug`."""
+    if debug:
+        _uncover(error)
+        sys.stderr.write(redact("".join(traceback.format_exception(error))))
+    sys.stderr.write(redact(f"error: {explain(error)}\n"))
+
+
+def explain(error: BaseException) -> str:
+    """A message: that of the error, or for one of the system the file and what is wrong with it."""
+    if isinstance(error, OSError) and error.filename is not None:
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return f"{' -> '.join(names)}: {error.strerror or error}."
+    return str(error)
+
+
+def _uncover(error: BaseException) -> None:
+    """Let the traceback show what `raise ... from None` hides."""
+    seen: BaseException | None = error
+    while seen is not None:
+        seen.__suppress_context__ = False
+        seen = seen.__cause__ or seen.__context__
