@@ -52,6 +52,8 @@ def main(params: Params, algorithm: str) -> None:
             report=log,
             best_folder=out,
             keep_last=rl.keep == "last",
+            section=f"rl.{algorithm}",
+            max_kl=rl.max_kl,
         )
         seed_everything(section.seed)
         if algorithm == "ppo":

@@ -30,14 +30,15 @@ def main(params: Params) -> None:
     policy, tokenizer = create_policy(
         params.policy, data.item_ids, PreTrainedTokenizerFast.from_pretrained(data.tokenizer_folder)
     )
-    known = start_from_champion(policy, data.item_ids, CHAMPION)
+    warm = params.sft.init == "champion" and start_from_champion(policy, data.item_ids, CHAMPION)
 
     def measure(policy: SlatePolicy) -> dict[str, float]:
         return validate(policy.factors, data, k=10, batch_size=params.evaluate.batch_size)
 
     with stage_run("sft", params) as run, TrainingLog(LOG, run.log_metrics) as log:
         run.log_dataset(data, context="training")
-        run.log_params({"start": json.loads((CHAMPION / "champion.json").read_text(encoding="utf-8"))})
+        if warm:
+            run.log_params({"start": json.loads((CHAMPION / "champion.json").read_text(encoding="utf-8"))})
         monitor = Monitor(
             validate=measure if params.sft.feedback == "training" else None,
             metric="full/ndcg@10",
@@ -50,7 +51,7 @@ def main(params: Params) -> None:
                 "policy": params.policy.model_dump(),
                 "sft": params.sft.model_dump(),
                 "data": data.data_hash,
-                "start": known and weights_digest(CHAMPION / "policy"),
+                "start": warm and weights_digest(CHAMPION / "policy"),
             }
         )
         train_sft(policy, tokenizer, data, params.sft, monitor, checkpoints=CHECKPOINTS, digest=digest)

@@ -40,6 +40,7 @@ def main(params: Params) -> None:
             report=log,
             best_folder=OUT,
             keep_last=rl.keep == "last",
+            section="rl.sft_continued",
         )
         seed_everything(rl.sft_continued.seed)
         policy = SlatePolicy.from_pretrained(START)

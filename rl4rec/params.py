@@ -292,6 +292,7 @@ class RLParams(Section):
     weight_decay: Annotated[Float, Field(ge=0)] = 0.01
     eval_every: Positive = 50
     keep: Literal["last", "best"] = "last"
+    max_kl: Annotated[Float, Field(gt=0)] | None = 50.0
     logging_steps: Positive = 1
     ppo: PPOParams = PPOParams()
     grpo: GRPOParams = GRPOParams()

@@ -58,7 +58,7 @@ def create_policy(
             return _from_pretrained(params, item_ids)
 
 
-def start_from_champion(policy: SlatePolicy, item_ids: Sequence[str], folder: Path) -> int | None:
+def start_from_champion(policy: SlatePolicy, item_ids: Sequence[str], folder: Path) -> bool:
     """Copy the champion's weights into a new policy; items are matched by their raw ids.
 
     Items that the champion does not know start at the mean and spread of those it knows.
@@ -69,13 +69,13 @@ def start_from_champion(policy: SlatePolicy, item_ids: Sequence[str], folder: Pa
         folder: written by `rl4rec.registry.champion`.
 
     Returns:
-        How many items the champion knew; None if there is no champion.
+        Whether there is a champion.
 
     Raises:
         UserError: the champion is of another architecture.
     """
     if json.loads((folder / "champion.json").read_text(encoding="utf-8"))["init"] == "fresh":
-        return None
+        return False
     champion = SlatePolicy.from_pretrained(folder / "policy")
     _check_same_architecture(policy, champion)
     place = {item: row for row, item in enumerate(pl.read_parquet(folder / "items.parquet")["item"])}
@@ -95,9 +95,8 @@ def start_from_champion(policy: SlatePolicy, item_ids: Sequence[str], folder: Pa
             rows = source[name][offset:][theirs[known]]
             weight[offset:] = _like(rows, len(item_ids))
             weight[offset:][known] = rows
-    count = int(known.sum())
-    logger.info("starting from the champion, which knows %d of %d items", count, len(item_ids))
-    return count
+    logger.info("starting from the champion, which knows %d of %d items", int(known.sum()), len(item_ids))
+    return True
 
 
 def _from_scratch(params: PolicyParams, num_items: int) -> SlatePolicy:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rl4rec.policy import SlatePolicy
-from rl4rec.trainers.checkpoints import keep_only
+from rl4rec.trainers.checkpoints import seal
 from rl4rec.trainers.monitor import Monitor
 
 Rename = Callable[[Mapping[str, float], int, float], dict[str, float]]
@@ -81,10 +82,11 @@ class MonitorCallback(TrainerCallback):
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Complete the Trainer's checkpoint with the monitor's state, then drop the older ones."""
+        """Complete the Trainer's checkpoint with the monitor's state, and seal it."""
         folder = self._checkpoints / f"checkpoint-{state.global_step}"
-        self._monitor.save_state(folder)
-        keep_only(self._checkpoints, folder)
+        self._monitor.save_state(folder, self._policy, step=state.global_step)
+        PartialState().wait_for_everyone()  # each process writes its random generators
+        seal(folder)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Close the log with the summary row."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -12,6 +13,9 @@ from pathlib import Path
 
 from rl4rec.distributed import is_main_process
 
+logger = logging.getLogger(__name__)
+
+_MANIFEST = "manifest.json"
 _STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
@@ -23,9 +27,10 @@ def run_digest(settings: Mapping[str, object]) -> str:
 
 
 def latest_checkpoint(folder: Path, digest: str) -> Path | None:
-    """The newest whole checkpoint of this run in `folder`; checkpoints of other runs are removed.
+    """The newest whole checkpoint of this run in `folder`; newer ones, and those of other runs, are removed.
 
-    A checkpoint is whole once its `monitor.json`, the last file to be written, is there.
+    A checkpoint is whole if its files are those that `seal` has listed, byte for byte. One that is not is named in a
+    warning, and the one before it is taken.
     """
     owner = folder / "run.json"
     if not owner.exists() or json.loads(owner.read_text(encoding="utf-8")).get("digest") != digest:
@@ -34,21 +39,68 @@ def latest_checkpoint(folder: Path, digest: str) -> Path | None:
             folder.mkdir(parents=True)
             owner.write_text(json.dumps({"digest": digest}), encoding="utf-8")
         return None
-    whole = [
-        (int(match[1]), path)
-        for path in folder.iterdir()
-        if (match := _STEP_FOLDER.fullmatch(path.name)) and (path / "monitor.json").exists()
-    ]
-    return max(whole)[1] if whole else None
+    for path in reversed(_checkpoints(folder)):
+        problem = _damage(path)
+        if problem is None:
+            logger.info("resuming from %s", path)
+            return path
+        logger.warning("%s cannot be used: %s", path, problem)
+        if is_main_process():
+            shutil.rmtree(path, ignore_errors=True)
+    return None
 
 
-def keep_only(folder: Path, newest: Path) -> None:
-    """Remove every checkpoint of `folder` but `newest`."""
+def seal(folder: Path) -> None:
+    """Complete a checkpoint: its files to disk, then the list of their sizes and SHA-256 digests.
+
+    Of all earlier checkpoints the last one stays, should this one turn out to be damaged.
+    """
     if not is_main_process():
         return
-    for path in folder.iterdir():
-        if _STEP_FOLDER.fullmatch(path.name) and path != newest:
-            shutil.rmtree(path, ignore_errors=True)
+    listed = {path.relative_to(folder).as_posix(): _describe(path) for path in _files(folder)}
+    draft = folder / f"{_MANIFEST}.partial"
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump(listed, file)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(folder / _MANIFEST)
+    for path in _checkpoints(folder.parent)[:-2]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest first."""
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP_FOLDER.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        listed = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return "it was not written to its end"
+    except (OSError, ValueError):
+        return f"{_MANIFEST} cannot be read"
+    for name, described in listed.items():
+        try:
+            if _describe(folder / name) != described:
+                return f"{name} has changed since it was written"
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+    return None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(_MANIFEST))
+
+
+def _describe(path: Path) -> dict[str, object]:
+    """Size and digest of a file, which is on the disk when this returns."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": file.tell(), "sha256": digest}
 
 
 def weights_digest(folder: Path) -> str:

@@ -44,6 +44,7 @@ from rl4rec.trainers.token_prompts import (
     read_prompts,
 )
 from rl4rec.trainers.trainable import frozen_copy, set_dropout, set_trainable
+from rl4rec.trainers.training_state import SafeCheckpoints
 from rl4rec.trainers.updates import grpo_steps
 
 _RENAMED = {
@@ -165,7 +166,7 @@ def slate_reward(rl: RLParams, *, item_offset: int) -> Callable[..., list[float 
     return reward
 
 
-class SlateGRPOTrainer(GRPOTrainer):
+class SlateGRPOTrainer(SafeCheckpoints, GRPOTrainer):
     """GRPOTrainer whose log-probabilities are those of slates on their masked support."""
 
     slates_per_step = 0.0

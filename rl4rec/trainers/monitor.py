@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import resource
 import shutil
 import sys
@@ -19,6 +20,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from rl4rec.distributed import is_main_process
+from rl4rec.errors import UserError
 from rl4rec.policy import SlatePolicy
 from rl4rec.trainers.trainable import without_adapters
 
@@ -42,6 +44,8 @@ class Monitor:
         best_folder: where the best policy is kept.
         keep_last: keep the last policy instead, whatever validation says.
         patience: validations without a better one after which `validate` says stop; None: never.
+        section: of the settings, such as `rl.ppo`, to name its learning rate when training diverges.
+        max_kl: `train/kl` above which training has diverged; None: no limit.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class Monitor:
         best_folder: Path,
         patience: int | None = None,
         keep_last: bool = False,
+        section: str = "sft",
+        max_kl: float | None = None,
     ) -> None:
         self._metric = metric
         self._validate = validate
@@ -60,6 +66,7 @@ class Monitor:
         self._best_folder = best_folder
         self._patience = patience
         self._keep_last = keep_last
+        self._section, self._max_kl = section, max_kl
         self._rows: list[Row] = []
         self._best: float | None = None
         self._kept = False
@@ -82,8 +89,35 @@ class Monitor:
         return self._best_step
 
     def log(self, metrics: Mapping[str, float], *, step: int, samples: int) -> None:
-        """Report one row of training metrics."""
+        """Report one row of training metrics.
+
+        Raises:
+            UserError: training has diverged: a number of the row is not finite, or the KL is beyond `max_kl`.
+        """
         self._emit({"step": step, "samples": samples, "seconds": round(self.seconds, 3), **metrics})
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise self._diverged(step, f"{name} is {value}")
+        kl = metrics.get("train/kl", 0.0)
+        if self._max_kl is not None and kl > self._max_kl:
+            raise self._diverged(step, f"train/kl is {kl:.4g}, above rl.max_kl ({self._max_kl:g})")
+
+    def check(self, policy: SlatePolicy, *, step: int) -> None:
+        """See that all weights are finite.
+
+        Raises:
+            UserError: training has diverged.
+        """
+        for name, weight in policy.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise self._diverged(step, f"the weights {name} are not finite")
+
+    def _diverged(self, step: int, cause: str) -> UserError:
+        penalty = f", raise {self._section}.kl_coef" if self._max_kl is not None else ""
+        return UserError(
+            f"training has diverged at step {step}: {cause}. Lower {self._section}.learning_rate{penalty} or lower "
+            f"{self._section}.max_grad_norm. What was good is kept: the checkpoints before it, and its log up to here"
+        )
 
     def validate(self, policy: SlatePolicy, *, step: int, samples: int, candidate: bool = True) -> bool:
         """Validate, keep the policy if it is the best so far; True if patience has run out.
@@ -93,6 +127,7 @@ class Monitor:
         """
         if step == self._validated_at:
             return False
+        self.check(policy, step=step)
         self._spent = self.seconds
         training = policy.training
         if self._validate is None:
@@ -145,8 +180,13 @@ class Monitor:
         self._emit({"step": step, "seconds": summary["train_seconds"], **summary})
         return summary
 
-    def save_state(self, folder: Path) -> None:
-        """Write what a resumed run needs, best policy included, into a checkpoint folder."""
+    def save_state(self, folder: Path, policy: SlatePolicy, *, step: int) -> None:
+        """Write what a resumed run needs, best policy included, into a checkpoint folder.
+
+        Raises:
+            UserError: training has diverged, the checkpoint would be of no use.
+        """
+        self.check(policy, step=step)
         state = {
             "kept": self._kept,
             "rows": self._rows,
@@ -160,7 +200,7 @@ class Monitor:
             return
         if self._kept:
             shutil.copytree(self._best_folder, folder / "best", dirs_exist_ok=True)
-        (folder / "monitor.json").write_text(json.dumps(state), encoding="utf-8")  # last: now the checkpoint is whole
+        (folder / "monitor.json").write_text(json.dumps(state), encoding="utf-8")
 
     def load_state(self, folder: Path) -> None:
         """Continue from `save_state`; the rows logged before are reported again, so that logs are whole."""

@@ -20,7 +20,8 @@ from rl4rec.leave_out import LeaveOutEmbeddings
 from rl4rec.params import ContinuedParams, PPOParams, RLParams
 from rl4rec.policy import SlatePolicy
 from rl4rec.support import Histories
-from rl4rec.trainers.checkpoints import keep_only, latest_checkpoint
+from rl4rec.trainers import training_state
+from rl4rec.trainers.checkpoints import latest_checkpoint, seal
 from rl4rec.trainers.monitor import Monitor, peak_memory_mb
 from rl4rec.trainers.token_prompts import prompts_of
 from rl4rec.trainers.trainable import set_dropout, set_trainable
@@ -84,7 +85,6 @@ class PromptTrainer(ABC):
         optimizer = torch.optim.AdamW(groups, weight_decay=self.rl.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.scheduler = get_scheduler(section.lr_scheduler, optimizer, 0, total_steps)
-        self.accelerator.register_for_checkpointing(self.scheduler)
         self.total_steps, self.samples_per_step = total_steps, samples_per_step
 
     @property
@@ -157,19 +157,23 @@ class PromptTrainer(ABC):
 
     def _save(self, step: int) -> None:
         folder = self._checkpoints / f"checkpoint-{step}"
-        self.accelerator.save_state(str(folder))
+        training_state.save_state(folder, *self._trained, rank=self.accelerator.process_index)
         if self.accelerator.is_main_process:
             (folder / "step.json").write_text(json.dumps({"step": step, **self.state()}))
-        self.accelerator.wait_for_everyone()
-        self._monitor.save_state(folder)
-        keep_only(self._checkpoints, folder)
+            self._monitor.save_state(folder, self.policy, step=step)
+        self.accelerator.wait_for_everyone()  # each process writes its random generators
+        seal(folder)
 
     def _resume(self, digest: str) -> int:
         folder = latest_checkpoint(self._checkpoints, digest)
         if folder is None:
             return 0
-        self.accelerator.load_state(str(folder))
+        training_state.load_state(folder, *self._trained, rank=self.accelerator.process_index)
         state = json.loads((folder / "step.json").read_text())
         self.load_state(state)
         self._monitor.load_state(folder)
         return int(state["step"])
+
+    @property
+    def _trained(self) -> tuple[nn.Module, torch.optim.Optimizer, object]:
+        return self.accelerator.unwrap_model(self.model), self.optimizer, self.scheduler

@@ -28,6 +28,7 @@ from rl4rec.trainers.callback import MonitorCallback
 from rl4rec.trainers.checkpoints import latest_checkpoint
 from rl4rec.trainers.item_sampler import ItemSampler
 from rl4rec.trainers.monitor import Monitor
+from rl4rec.trainers.training_state import SafeCheckpoints
 
 
 def train_sft(
@@ -92,7 +93,7 @@ def train_sft(
     trainer.accelerator.wait_for_everyone()  # nobody may still be writing when the caller cleans up
 
 
-class SlateSFTTrainer(SFTTrainer):
+class SlateSFTTrainer(SafeCheckpoints, SFTTrainer):
     """SFTTrainer with the policy's own loss over item tokens."""
 
     tokens_in_window = 0  # labelled positions since the last log entry

@@ -11,7 +11,6 @@ from rl4rec.data.prepared import PreparedData
 from rl4rec.params import LoraParams, PolicyParams
 from rl4rec.policy import SlatePolicy
 from rl4rec.policy_init import create_policy
-from rl4rec.trainers.checkpoints import latest_checkpoint, run_digest
 from rl4rec.trainers.history import TrainingLog
 from rl4rec.trainers.monitor import Monitor, save_policy
 from rl4rec.trainers.trainable import frozen_copy, set_dropout, set_trainable, without_adapters
@@ -73,21 +72,6 @@ def test_the_log_takes_its_name_only_after_success(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), TrainingLog(broken, lambda metrics, step: None):
         raise RuntimeError
     assert not broken.exists()
-
-
-def test_only_whole_checkpoints_of_the_same_run_are_found(tmp_path: Path) -> None:
-    folder = tmp_path / "ck"
-    digest = run_digest({"learning_rate": 1e-3})
-    assert digest != run_digest({"learning_rate": 2e-3})
-    assert latest_checkpoint(folder, digest) is None
-    for step, whole in ((5, True), (10, True), (20, False)):
-        (folder / f"checkpoint-{step}").mkdir()
-        if whole:
-            (folder / f"checkpoint-{step}/monitor.json").write_text("{}")
-    found = latest_checkpoint(folder, digest)
-    assert found is not None and found.name == "checkpoint-10"
-    assert latest_checkpoint(folder, run_digest({"learning_rate": 2e-3})) is None
-    assert not list(folder.glob("checkpoint-*"))
 
 
 def test_body_leaves_the_item_embeddings_alone(tiny_policy: SlatePolicy) -> None:
@@ -159,7 +143,7 @@ def test_without_a_validation_fold_the_last_policy_is_kept(tiny_policy: SlatePol
     assert (best.lm.get_input_embeddings().weight == 2.0).all()
     assert rows == []
     (tmp_path / "state").mkdir()
-    monitor.save_state(tmp_path / "state")
+    monitor.save_state(tmp_path / "state", tiny_policy, step=2)
     assert (tmp_path / "state/best/model.safetensors").is_file()
 
 

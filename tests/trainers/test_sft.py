@@ -81,9 +81,10 @@ def test_same_seed_same_weights(
 def test_resumed_equals_uninterrupted(
     tiny_data: PreparedData, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, softmax: str
 ) -> None:
-    whole = run(tiny_data, tiny_tokenizer, tmp_path / "whole")
-    assert raises_interrupted(lambda: run(tiny_data, tiny_tokenizer, tmp_path / "cut", interrupt_at=20))
-    resumed = run(tiny_data, tiny_tokenizer, tmp_path / "cut")
+    params = PARAMS.model_copy(update={"softmax": softmax, "sampled_items": 16})
+    whole = run(tiny_data, tiny_tokenizer, tmp_path / "whole", params=params)
+    assert raises_interrupted(lambda: run(tiny_data, tiny_tokenizer, tmp_path / "cut", params=params, interrupt_at=20))
+    resumed = run(tiny_data, tiny_tokenizer, tmp_path / "cut", params=params)
     assert same_weights(tmp_path / "whole/best", tmp_path / "cut/best")
     clocks = {"seconds", "train/tokens_per_second", "train_seconds", "peak_memory_mb"}
     strip = [[{k: v for k, v in row.items() if k not in clocks} for row in rows] for rows in (whole, resumed)]
