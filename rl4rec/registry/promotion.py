@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import get_args
 
 import mlflow
 from mlflow import MlflowClient
@@ -24,10 +25,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
 
 from rl4rec.data.prepared import PreparedData, load_prepared
-from rl4rec.errors import UserError
+from rl4rec.errors import UserError, shown
 from rl4rec.evaluation.files import load_evaluation, write_json
 from rl4rec.evaluation.protocols import Evaluation
-from rl4rec.params import Params
+from rl4rec.params import Params, Trained
 from rl4rec.registry.decision import Decision, Measured, decide
 from rl4rec.registry.download import download_policy
 from rl4rec.registry.measure import comparable, evaluate_elsewhere, measured
@@ -211,6 +212,8 @@ def _champion(version: ModelVersion, candidate: Evaluation, data: PreparedData, 
     """The champion on the candidate's data and protocol: its own evaluation if that fits, else a new one."""
     with tempfile.TemporaryDirectory() as scratch:
         name = version.tags.get("rl4rec.policy", "")
+        if name not in get_args(Trained):  # it becomes a part of paths
+            raise UserError(f"{version.name} version {version.version}: its tag rl4rec.policy is {shown(name)}")
         files = Path(
             mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="evaluation", dst_path=scratch)
         )

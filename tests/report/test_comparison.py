@@ -172,8 +172,8 @@ def test_missing_and_damaged_files_say_what_to_run(tmp_path: Path) -> None:
         load_evaluation(metrics, ranks)
     save_evaluation(four()["ppo"], metrics, ranks)
     ranks.unlink()
-    with pytest.raises(UserError, match=r"ppo.parquet.*dvc repro evaluate@ppo"):
+    with pytest.raises(UserError, match=r"ppo.parquet.*dvc repro -f evaluate@ppo"):
         load_evaluation(metrics, ranks)
     metrics.write_text('{"policy": ')
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="ppo.json: not JSON"):
         load_evaluation(metrics, ranks)
