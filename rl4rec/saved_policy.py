@@ -58,8 +58,13 @@ def _problems(folder: Path, config: dict[str, Any]) -> Iterator[str]:
     for name in _REFUSED_FILES:
         if (folder / name).exists():
             yield f"{name} is not part of a policy: it may name other files or models"
-    if not (folder / "model.safetensors").is_file():
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
         yield "no model.safetensors (weights in pickle form, such as pytorch_model.bin, are never read)"
+    try:
+        weights.open("rb").close()
+    except OSError as error:  # safetensors calls a file that may not be read one that is not there
+        yield f"model.safetensors: {error.strerror or error}"
     if config.get("model_type") != "slate_policy":
         yield f"config.json: model_type: expected 'slate_policy', got {shown(config.get('model_type'))}"
     inner = config.get("lm_config")

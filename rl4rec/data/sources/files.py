@@ -174,12 +174,12 @@ def _delimited_source(path: Path) -> Path | io.BytesIO:
 
 def _header(path: Path, separator: str) -> list[str]:
     first = read_text(path).split("\n", 1)[0] if path.suffix == ".gz" else _first_line(path)
+    if "\r" in first.rstrip("\r"):
+        raise UserError(f"{path}, line 1: lines end with a bare carriage return. Convert them to end with a newline.")
     row = pl.read_csv(io.BytesIO(first.encode()), separator=separator, has_header=False, infer_schema=False)
     names = [str(name) for name in row.row(0)]
     if len(set(names)) < len(names):
         raise UserError(f"{path}, line 1: a column name is given twice: {listed(names)}.")
-    if "\r" in first.rstrip("\r"):
-        raise UserError(f"{path}, line 1: lines end with a bare carriage return. Convert them to end with a newline.")
     return names
 
 
