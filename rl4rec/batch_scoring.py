@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from rl4rec.errors import UserError
+from rl4rec.errors import UserError, listed, shown
 from rl4rec.recommender import Recommender
 
 _AT_ONCE = 4096  # users between two writes
@@ -37,8 +38,9 @@ def recommend_file(recommender: Recommender, users: Path, out: Path, *, k: int) 
     """
     table = _read(users)
     kept = table.drop("history", "exclude", strict=False)
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder. Name the parquet file to write.")
     part = out.with_name(f"{out.name}.{os.getpid()}.part")
-    out.parent.mkdir(parents=True, exist_ok=True)
     writer: pq.ParquetWriter | None = None
     try:
         for start, block in _blocks(table):
@@ -53,7 +55,9 @@ def recommend_file(recommender: Recommender, users: Path, out: Path, *, k: int) 
                 "unknown": pl.Series([answer.unknown for answer in answers], dtype=_LISTS),
             }
             rows: pa.Table = kept.slice(start, len(block)).with_columns(**lists).to_arrow()
-            writer = writer or pq.ParquetWriter(part, rows.schema)
+            if writer is None:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                writer = pq.ParquetWriter(part, rows.schema)
             writer.write_table(rows.cast(writer.schema))
         if writer is not None:
             writer.close()
@@ -72,18 +76,21 @@ def _blocks(table: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
 
 
 def _read(path: Path) -> pl.DataFrame:
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a file. Name a parquet or JSON lines file.")
     try:
         match path.suffix:
             case ".parquet":
                 table = pl.read_parquet(path)
             case ".jsonl" | ".ndjson":
-                table = pl.read_ndjson(path, infer_schema_length=None)
+                data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+                table = pl.read_ndjson(io.BytesIO(data), infer_schema_length=None) if data.strip() else pl.DataFrame()
             case other:
-                raise UserError(f"{path}: unknown form '{other}'. Expected .parquet or .jsonl.")
-    except (OSError, pl.exceptions.PolarsError) as error:
+                raise UserError(f"{path}: unknown form {shown(other)}. Expected .parquet or .jsonl.")
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UserError(f"{path}: cannot be read ({error}).") from None
     if "history" not in table.columns:
-        raise UserError(f"{path}: no column 'history'. The file has: {', '.join(table.columns) or 'no columns'}.")
+        raise UserError(f"{path}: no column 'history'. The file has: {listed(table.columns)}.")
     if table.is_empty():
         raise UserError(f"{path}: no users.")
     for name in {"history", "exclude"} & set(table.columns):

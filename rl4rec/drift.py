@@ -147,7 +147,7 @@ def read_evaluated(path: Path, *, k: int) -> dict[str, Any]:
     Raises:
         UserError: missing or damaged, or one of the figures is not there.
     """
-    then = f"Run `dvc repro -f evaluate@{path.stem}`."
+    then = f"Run `dvc repro evaluate@{path.stem}`."
     evaluated = read_json(path, then=then)
     try:
         full = evaluated["test"]["full"]

@@ -71,8 +71,14 @@ def load_leave_out(folder: Path, *, tables: int) -> LeaveOutEmbeddings | None:
     except FileNotFoundError:
         raise UserError(f"{folder / FILE}: no such file. Run `dvc repro crossfit` first.") from None
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / FILE}: cannot be read ({error}). Run `dvc repro -f crossfit`.") from None
-    found = LeaveOutEmbeddings(tensors["inputs"], tensors["outputs"], int(tensors["item_offset"]))
+        raise UserError(f"{folder / FILE}: cannot be read ({error}). Run `dvc repro crossfit`.") from None
+    try:
+        found = LeaveOutEmbeddings(tensors["inputs"], tensors["outputs"], int(tensors["item_offset"]))
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder / FILE}: not leave-out embeddings ({error}). Run `dvc repro crossfit`.") from None
+    if found.inputs.dim() != 3 or found.outputs.dim() != 3 or found.inputs.shape[:2] != found.outputs.shape[:2]:
+        shapes = f"{tuple(found.inputs.shape)} and {tuple(found.outputs.shape)}"
+        raise UserError(f"{folder / FILE}: tables of shapes {shapes} do not match. Run `dvc repro crossfit`.")
     if found.tables != tables:
         raise UserError(
             f"{folder / FILE}: holds {found.tables} tables, but rl.crossfit.split_points is {tables}. "

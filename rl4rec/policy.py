@@ -80,12 +80,17 @@ class SlatePolicy(PreTrainedModel):
     def __init__(self, config: SlatePolicyConfig, lm: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         if lm is None:
-            lm = AutoModelForCausalLM.from_config(_lm_config(config))
+            lm = AutoModelForCausalLM.from_config(_lm_config(config), trust_remote_code=False)
         self.lm = lm
         self.generation_config = lm.generation_config
         self.next_items_loss = NextItemsLoss()  # set by the SFT trainer
         self.leave_out: LeaveOutEmbeddings | None = None  # set by the RL trainers, never saved
         self.post_init()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, from safetensors only: weights in pickle form are refused, whatever the folder holds."""
+        return super().from_pretrained(*args, **(kwargs | {"use_safetensors": True}))
 
     # --- plumbing that transformers expects -------------------------------------------------------
 

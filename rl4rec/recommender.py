@@ -14,6 +14,7 @@ from torch import Tensor
 from rl4rec.data.prepared import IntArray
 from rl4rec.errors import UserError
 from rl4rec.policy import SlatePolicy
+from rl4rec.saved_policy import load_policy
 from rl4rec.scoring import top_k
 
 MAX_IDS = 100_000  # of one history or exclusion: a request that is longer is a mistake or an attack
@@ -126,21 +127,30 @@ def _best(scores: Tensor, hidden: list[IntArray], k: int) -> tuple[list[IntArray
     )
 
 
+def read_items(path: Path) -> pl.DataFrame:
+    """A policy's vocabulary: `item` (String, distinct) and `count` (whole numbers), row = index.
+
+    Raises:
+        UserError: missing, damaged, or something else.
+    """
+    try:
+        table = pl.read_parquet(path, columns=["item", "count"])
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise UserError(f"{path}: not a vocabulary ({error}). Run `dvc repro prepare`.") from None
+    whole = table.schema["item"] == pl.String and table.schema["count"].is_integer()
+    if not whole or table["item"].n_unique() < len(table) or table.null_count().sum_horizontal().sum():
+        raise UserError(f"{path}: not a vocabulary: expected distinct items and their counts. Run `dvc repro prepare`.")
+    return table
+
+
 def load_recommender(folder: Path, items: Path) -> Recommender:
     """Read a saved policy and its vocabulary (`items.parquet`), on the accelerator where there is one.
 
     Raises:
         UserError: a file is missing or damaged, or the two do not belong together.
     """
-    from safetensors import SafetensorError
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    try:
-        policy = SlatePolicy.from_pretrained(folder).train(False)
-        table = pl.read_parquet(items, columns=["item", "count"])
-    except (OSError, ValueError, RuntimeError, SafetensorError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{folder} with {items}: not a policy and its vocabulary ({error}).") from None
+    policy = load_policy(folder)
+    table = read_items(items)
     if policy.num_items != len(table):
         raise UserError(f"{folder}: a policy of {policy.num_items} items, but {items} has {len(table)}.")
     torch.nn.Module.to(policy, torch.device("cuda" if torch.cuda.is_available() else "cpu"))

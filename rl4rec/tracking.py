@@ -23,6 +23,7 @@ import psutil
 
 from rl4rec.data.prepared import PreparedData
 from rl4rec.distributed import is_main_process
+from rl4rec.messages import redact
 from rl4rec.params import Params, TrackingParams
 
 if TYPE_CHECKING:
@@ -325,11 +326,11 @@ def _guard(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        logger.warning("MLflow: %s not tracked: %s", what, str(error).split("\n")[0][:300])
+        logger.warning("MLflow: %s not tracked: %s", what, redact(str(error)).split("\n")[0][:300])
 
 
 def _param_text(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = redact(value if isinstance(value, str) else json.dumps(value, default=str))
     return text if len(text) <= _PARAM_CHARACTERS else text[: _PARAM_CHARACTERS - 3] + "..."
 
 

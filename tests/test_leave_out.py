@@ -79,5 +79,5 @@ def test_no_tables_need_no_file_and_a_wrong_number_is_refused(tables: LeaveOutEm
     with pytest.raises(UserError, match=r"holds 2 tables, but rl.crossfit.split_points is 3"):
         load_leave_out(tmp_path, tables=3)
     (tmp_path / FILE).write_bytes(b"not a tensor")
-    with pytest.raises(UserError, match=r"cannot be read .*dvc repro -f crossfit"):
+    with pytest.raises(UserError, match=r"cannot be read .*dvc repro crossfit"):
         load_leave_out(tmp_path, tables=2)

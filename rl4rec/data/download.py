@@ -15,10 +15,12 @@ import os
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -33,11 +35,38 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file at its official address."""
+    """A file at its official address.
+
+    Raises:
+        ValueError: the name is no plain file name, or the address is not `https` (a server on this machine may do
+            without).
+    """
 
     name: str
     url: str
     sha256: str | None = None  # None: the host publishes none
+
+    def __post_init__(self) -> None:
+        if self.name != Path(self.name).name or self.name in ("", ".."):
+            raise ValueError(f"not a plain file name: {self.name!r}")
+        if not _protected(self.url):
+            raise ValueError(f"not an https address: {self.url}")
+
+
+def _protected(url: str) -> bool:
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1"))
+
+
+class _NoDowngrade(urllib.request.HTTPRedirectHandler):
+    """Follows redirections, but none that leaves TLS."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if not _protected(newurl):
+            raise UserError(f"{req.full_url}: the server redirects to {newurl}, which is not protected by TLS")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 class _Failed(Exception):
@@ -109,7 +138,8 @@ def _fetch(url: str, part: _Part, timeout_s: float) -> None:
     if have and mark:
         headers |= {"Range": f"bytes={have}-", "If-Range": mark}
     try:
-        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout_s)
+        opener = urllib.request.build_opener(_NoDowngrade)  # verifies certificates, as urlopen does
+        answer = opener.open(urllib.request.Request(url, headers=headers), timeout=timeout_s)
     except urllib.error.HTTPError as error:
         with error:
             if error.code == 416:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rl4rec.data.raw import raw_files
 from rl4rec.errors import UserError
+from rl4rec.json_files import parse_json
 from rl4rec.params import DataParams
 
 CACHE = Path("data/.digests.json")
@@ -53,7 +54,8 @@ def describe_files(files: list[Path]) -> list[dict[str, Any]]:
         try:
             status = path.stat()
             key, seen = str(path.resolve()), [status.st_size, status.st_mtime_ns]
-            if known.get(key, {}).get("seen") != seen:
+            remembered = known.get(key)
+            if not isinstance(remembered, dict) or remembered.get("seen") != seen or "sha256" not in remembered:
                 with path.open("rb") as file:
                     known[key] = {"seen": seen, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
         except OSError as error:
@@ -70,7 +72,7 @@ def _recorded_source(out: Path) -> object:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -78,5 +80,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, content: object) -> None:
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(fresh, path)
+    try:
+        fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)

@@ -49,6 +49,8 @@ def prepare(params: DataParams, out: Path) -> PreparedData:
     Raises:
         UserError: no data, damaged data, or nothing left after filtering.
     """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file, but the prepared data are a folder. Move it away.")
     files = raw_files(params, fetch=True)
     kept = _keep(read_raw(params, files), params)
     fresh = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -83,6 +85,8 @@ def _keep(events: pl.DataFrame, params: DataParams) -> _Kept:
             f"items) when every user and item needs {params.k_core}. Lower data.k_core or bring more data."
         )
     items = np.unique(rows["item"].to_numpy())
+    if len(items) < 2:
+        raise UserError(f"only one item is left of {read} interactions: there is nothing to rank. Bring more data.")
     users, lengths = np.unique(rows["user"].to_numpy(), return_counts=True)
     if lengths.max() < 3:
         raise UserError("no user has three interactions: one to train on, one to validate and one to test.")

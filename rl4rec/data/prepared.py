@@ -27,9 +27,11 @@ import numpy.typing as npt
 import polars as pl
 
 from rl4rec.errors import UserError
+from rl4rec.json_files import read_json
 
 IntArray = npt.NDArray[np.int64]
 Fold = Literal["valid", "test"]
+_DAMAGED = (pl.exceptions.PolarsError, pl.exceptions.PanicException)  # what polars raises for a damaged file
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,14 @@ class PreparedData:
         if not path.exists():
             return None
         rows = self.split(fold).user_rows
-        column = pl.read_parquet(path, columns=[str(fold)])[fold].to_numpy()
-        return np.stack(list(column[rows])).astype(np.float32)
+        try:
+            column = pl.read_parquet(path, columns=[str(fold)])[fold].to_numpy()
+            table: npt.NDArray[np.float32] = np.stack(list(column[rows])).astype(np.float32)
+        except (OSError, ValueError, LookupError, TypeError, *_DAMAGED) as error:
+            raise UserError(f"{path}: not a readable table ({error}). Run `dvc repro prepare`.") from None
+        if table.shape != (len(rows), self.num_items):
+            raise UserError(f"{path}: of other users or items than {self.folder}. Run `dvc repro prepare`.")
+        return table
 
 
 def content_hash(item_ids: Sequence[str], sequences: Ragged) -> str:
@@ -175,17 +183,24 @@ def load_prepared(folder: Path | str) -> PreparedData:
     """Read the folder that `prepare` wrote.
 
     Raises:
-        UserError: a file is missing or does not have the expected columns.
+        UserError: a file is missing or damaged, or does not hold what it should.
     """
     folder = Path(folder)
-    try:
-        table = pl.read_parquet(folder / "sequences.parquet", columns=["user", "items"])
-        items = pl.read_parquet(folder / "items.parquet", columns=["item", "count"])
-        stats = json.loads((folder / "stats.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: not a prepared data set ({error}). Run `dvc repro prepare` first.") from None
-    except (pl.exceptions.PolarsError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder}: damaged prepared data ({error}). Run `dvc repro -f prepare`.") from None
+    again = "Run `dvc repro prepare`."
+    tables = []
+    for name, columns in (("sequences", ["user", "items"]), ("items", ["item", "count"])):
+        path = folder / f"{name}.parquet"
+        try:
+            tables.append(pl.read_parquet(path, columns=columns))
+        except FileNotFoundError as error:
+            raise UserError(f"{folder}: not a prepared data set ({error}). Run `dvc repro prepare` first.") from None
+        except (OSError, *_DAMAGED) as error:
+            raise UserError(f"{folder}: damaged prepared data ({path.name}: {error}). {again}") from None
+    table, items = tables
+    stats = read_json(folder / "stats.json", then=again)
+    problem = _problem(table, items, stats)
+    if problem:
+        raise UserError(f"{folder}: damaged prepared data ({problem}). {again}")
     lengths = table["items"].list.len().to_numpy().astype(np.int64)
     values = table["items"].explode().drop_nulls().to_numpy().astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -197,3 +212,20 @@ def load_prepared(folder: Path | str) -> PreparedData:
         sequences=Ragged(values, offsets),
         stats=stats,
     )
+
+
+def _problem(table: pl.DataFrame, items: pl.DataFrame, stats: dict[str, Any]) -> str | None:
+    """What is wrong with the content of the files: a wrong index would be read as another item's."""
+    kind = table.schema["items"]
+    if table.schema["user"] != pl.String or not isinstance(kind, pl.List) or not kind.inner.is_integer():
+        return f"sequences.parquet: expected text and lists of numbers, got {table.schema['user']} and {kind}"
+    if items.schema["item"] != pl.String or not items.schema["count"].is_integer():
+        return f"items.parquet: expected text and numbers, got {items.schema['item']} and {items.schema['count']}"
+    if table.null_count().sum_horizontal().sum() or items.null_count().sum_horizontal().sum():
+        return "a field is empty"
+    if items["item"].n_unique() < len(items) or (items["count"] < 0).any():
+        return "items.parquet: an item is there twice or has a count below 0"
+    flat = table["items"].explode(empty_as_null=False)
+    if flat.has_nulls() or (len(flat) and not (flat.is_between(0, len(items) - 1)).all()):
+        return f"sequences.parquet: an item's number is not from 0 to {len(items) - 1}"
+    return None if isinstance(stats.get("data_hash"), str) else "stats.json: no data_hash"

@@ -88,7 +88,7 @@ def load_evaluation(metrics_path: Path, ranks_path: Path) -> Evaluation:
     Raises:
         UserError: a file is missing or damaged, or lacks what it should hold.
     """
-    again = f"Run `dvc repro -f evaluate@{metrics_path.stem}`."
+    again = f"Run `dvc repro evaluate@{metrics_path.stem}`."
     metrics = load_metrics(metrics_path, then=again)
     try:
         ranks = pl.read_parquet(ranks_path)

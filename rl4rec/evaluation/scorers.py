@@ -30,22 +30,15 @@ def load_scorer(name: str, data: PreparedData, models: Path) -> Scorer:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no policy there (config.json is missing). Run `dvc repro {stage}` first.")
     # transformers takes seconds to import, and the baseline needs none of it
-    from safetensors import SafetensorError
-    from transformers.utils import logging as transformers_logging
+    from rl4rec.saved_policy import load_policy
 
-    from rl4rec.policy import SlatePolicy
-
-    transformers_logging.disable_progress_bar()
-    try:
-        policy = SlatePolicy.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: cannot be read as a policy ({error}). Run `dvc repro -f {stage}`.") from None
+    policy = load_policy(folder, then=f"Run `dvc repro {stage}`.")
     if policy.num_items != data.num_items:
         raise UserError(
             f"{folder}: trained on a catalogue of {policy.num_items} items, but {data.folder} has {data.num_items}. "
             f"Run `dvc repro {stage}` on the present data."
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.nn.Module.to(policy, device)  # `from_pretrained` leaves it in evaluation mode, without dropout
+    torch.nn.Module.to(policy, device)
     scorer: Scorer = policy.factors
     return scorer

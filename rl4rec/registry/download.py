@@ -23,8 +23,12 @@ def download_policy(uri: str, folder: Path) -> tuple[Path, Path]:
     try:
         model = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
         artifacts = mlflow.models.Model.load(str(model)).flavors["python_function"]["artifacts"]
-        return model / artifacts["policy"]["path"], model / artifacts["items"]["path"]
+        policy, items = (model / artifacts[name]["path"] for name in ("policy", "items"))
     except (MlflowException, OSError) as error:
         raise UserError(f"{uri}: cannot be fetched ({str(error).splitlines()[0][:300]}).") from None
-    except KeyError:
+    except (KeyError, TypeError):
         raise UserError(f"{uri}: not a model that rl4rec has logged.") from None
+    for path in (policy, items):
+        if not path.resolve().is_relative_to(model.resolve()):
+            raise UserError(f"{uri}: names a file outside of the model: {path}.")
+    return policy, items

@@ -8,7 +8,6 @@ from pathlib import Path
 import polars as pl
 import torch
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from rl4rec.data.prepared import IntArray, PreparedData
 from rl4rec.evaluation.protocols import METRICS, Evaluation, evaluate
@@ -16,7 +15,9 @@ from rl4rec.evaluation.ranking import Scorer
 from rl4rec.metrics import rank_gains
 from rl4rec.params import EvaluateParams
 from rl4rec.policy import SlatePolicy
+from rl4rec.recommender import read_items
 from rl4rec.registry.decision import Measured
+from rl4rec.saved_policy import load_policy
 
 
 def measured(evaluation: Evaluation, fold: str) -> Measured:
@@ -58,9 +59,7 @@ def evaluate_elsewhere(folder: Path, items: Path, data: PreparedData, params: Ev
         data: what to evaluate on.
         params: the protocol.
     """
-    transformers_logging.disable_progress_bar()
-    policy = SlatePolicy.from_pretrained(folder).train(False)
-    known = pl.read_parquet(items, columns=["item", "count"])
+    policy, known = load_policy(folder), read_items(items)
     return evaluate("champion", transferred_scorer(policy, known["item"].to_list(), known["count"], data), data, params)
 
 

@@ -11,16 +11,17 @@ import subprocess
 import tempfile
 from hashlib import sha256
 from pathlib import Path
+from typing import get_args
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from rl4rec.data.prepared import PreparedData, load_prepared
-from rl4rec.errors import UserError
+from rl4rec.errors import UserError, shown
 from rl4rec.evaluation.files import load_evaluation, write_json
 from rl4rec.evaluation.protocols import Evaluation
-from rl4rec.params import Params
+from rl4rec.params import Params, Trained
 from rl4rec.registry.decision import Decision, Measured, decide
 from rl4rec.registry.download import download_policy
 from rl4rec.registry.measure import comparable, evaluate_elsewhere, measured
@@ -113,6 +114,8 @@ def _validation(evaluation: Evaluation, metric: str) -> float:
 def _champion(version: ModelVersion, candidate: Evaluation, data: PreparedData, params: Params) -> Measured:
     """The champion on the candidate's data and protocol: its own evaluation if that fits, else a new one."""
     name, address = version.tags.get("rl4rec.policy", ""), f"models:/{version.name}/{version.version}"
+    if name not in get_args(Trained):  # it becomes a part of paths
+        raise UserError(f"{version.name} version {version.version}: its tag rl4rec.policy is {shown(name)}")
     with tempfile.TemporaryDirectory() as scratch:
         try:
             files = Path(

@@ -116,7 +116,7 @@ def per_user_gains(policy: str, evaluation: Evaluation, k: int) -> dict[str, Flo
                     raise UserError(
                         f"ranks/{policy}.parquet: its {fold} {protocol} {name}@{k} is {users.mean():.8f}, but "
                         f"metrics/{policy}.json says {stated}: the files are of different runs. "
-                        f"Run `dvc repro -f evaluate@{policy}`."
+                        f"Run `dvc repro evaluate@{policy}`."
                     )
                 values[f"{fold}.{protocol}.{name}@{k}"] = users
     return values
@@ -124,7 +124,7 @@ def per_user_gains(policy: str, evaluation: Evaluation, k: int) -> dict[str, Flo
 
 def _column(policy: str, ranks: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.int32]]:
     if column not in ranks.columns:
-        raise UserError(f"ranks/{policy}.parquet: no column '{column}'. Run `dvc repro -f evaluate@{policy}`.")
+        raise UserError(f"ranks/{policy}.parquet: no column '{column}'. Run `dvc repro evaluate@{policy}`.")
     return ranks[column].to_numpy().copy()
 
 
@@ -152,7 +152,7 @@ def _require_one_protocol(evaluations: Mapping[str, Evaluation], k: int) -> None
         if evaluation.ranks["user_row"].to_list() != base.ranks["user_row"].to_list():
             raise UserError(
                 f"ranks/{name}.parquet and ranks/{base_name}.parquet hold different users. "
-                f"Run `dvc repro -f evaluate@{name} evaluate@{base_name}`."
+                f"Run `dvc repro evaluate@{name} evaluate@{base_name}`."
             )
 
 

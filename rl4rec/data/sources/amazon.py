@@ -18,9 +18,9 @@ from pathlib import Path
 import polars as pl
 
 from rl4rec.data.download import RemoteFile, download
-from rl4rec.data.sources.files import read_delimited, read_json_lines
+from rl4rec.data.sources.files import LINE, check_complete, check_ids, read_delimited, read_json_lines
 from rl4rec.data.sources.sequences import read_sequences
-from rl4rec.errors import UserError
+from rl4rec.errors import UserError, shown
 from rl4rec.params import DataParams
 
 LAYOUTS = (
@@ -35,9 +35,9 @@ LAYOUTS = (
 ITEM_NAMES = "item_asin.json"
 DOWNLOADS = Path("data/raw")
 
-# The host publishes no checksums: size (as the server states it) and gzip integrity are verified and the digest
-# that was observed is recorded beside the file.
-_SNAP = "http://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
+# The host publishes no checksums: it is asked over TLS only, size (as the server states it) and gzip integrity are
+# verified, and the digest that was observed is recorded beside the file.
+_SNAP = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
 OFFICIAL = (
     RemoteFile("reviews_Beauty_5.json.gz", f"{_SNAP}/reviews_Beauty_5.json.gz"),
     RemoteFile("ratings_Beauty.csv", f"{_SNAP}/ratings_Beauty.csv"),
@@ -93,7 +93,10 @@ def read_beauty(files: list[Path]) -> pl.DataFrame:
     if kind == "json":
         schema = {"reviewerID": pl.String(), "asin": pl.String(), "unixReviewTime": pl.Int64()}
         table = read_json_lines(path, schema)
-        return table.rename({"reviewerID": "user", "asin": "item", "unixReviewTime": "time"})
+        table = table.rename({"reviewerID": "user", "asin": "item", "unixReviewTime": "time"})
+        check_complete(path, table, ("user", "item", "time"))
+        check_ids(path, table, table[LINE])
+        return table.drop(LINE)
     if kind == "txt":
         return read_sequences(path, files[1] if len(files) > 1 else None)
     columns = ("user", "item", "rating", "timestamp")
@@ -102,9 +105,10 @@ def read_beauty(files: list[Path]) -> pl.DataFrame:
     if times.has_nulls():
         row = int(times.is_null().arg_true()[0])
         raise UserError(
-            f"{path}, line {table['line'][row]}: expected user,item,rating,timestamp with a whole number of seconds, "
-            f"got the timestamp {table['timestamp'][row]!r}."
+            f"{path}, line {table[LINE][row]}: expected user,item,rating,timestamp with a whole number of seconds, "
+            f"got the timestamp {shown(table['timestamp'][row])}."
         )
+    check_ids(path, table, table[LINE])
     return table.select("user", "item", times.alias("time"))
 
 

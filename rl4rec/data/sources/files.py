@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import polars as pl
 
-from rl4rec.errors import UserError
+from rl4rec.errors import UserError, listed, shown
+from rl4rec.json_files import parse_json
+
+LINE = "<line>"  # column with a record's line number; no likely name of a user's own column
+_BLANK = "<blank>"
+_LONGEST_ID = 1000  # bytes; what is longer is a file of another kind, or one that lost its line ends
+_BOM = b"\xef\xbb\xbf"
 
 _TYPES: dict[pl.DataType, tuple[tuple[type, ...], str]] = {
     pl.String(): ((str, int), "text or a whole number"),
@@ -27,6 +33,7 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         UserError: the file is missing, unreadable, empty, or a truncated or damaged gzip archive.
     """
+    check_file(path)
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -39,6 +46,20 @@ def read_bytes(path: Path) -> bytes:
     if not data.strip():
         raise UserError(f"{path}: the file is empty. Expected one record a line.")
     return data
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is there but is no file: reading a pipe would wait for ever.
+
+    Raises:
+        UserError: it is a folder, a pipe or a device.
+    """
+    try:
+        other = path.exists() and not path.is_file()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    if other:
+        raise UserError(f"{path}: not a file{', but a folder' if path.is_dir() else ''}. Name the file itself.")
 
 
 def read_text(path: Path) -> str:
@@ -58,7 +79,7 @@ def read_text(path: Path) -> str:
 
 
 def read_delimited(path: Path, *, separator: str, columns: Sequence[str] | None, use: Sequence[str]) -> pl.DataFrame:
-    """Columns of a delimited text file as text, with `line`, the record's line number (from 1).
+    """Columns of a delimited text file as text, with `LINE`, the record's line number (from 1).
 
     Blank lines are skipped. A quoted field that spans lines shifts the line numbers after it.
 
@@ -71,16 +92,15 @@ def read_delimited(path: Path, *, separator: str, columns: Sequence[str] | None,
     Raises:
         UserError: unreadable, not UTF-8, a wrong number of columns, a column or a field that is missing.
     """
-    source = io.BytesIO(read_bytes(path)) if path.suffix == ".gz" else path
     header = columns is None
+    check_file(path)
     try:
-        if path.suffix != ".gz" and path.stat().st_size == 0:
-            read_bytes(path)
+        source = _delimited_source(path)
         names = list(columns) if columns is not None else _header(path, separator)
         missing = [name for name in use if name not in names]
         if missing:
             raise UserError(
-                f"{path}, line 1: no column '{missing[0]}'. The file has: {', '.join(names)}. "
+                f"{path}, line 1: no column '{missing[0]}'. The file has: {listed(names)}. "
                 "Name yours under data.columns in params.yaml."
             )
         table = pl.scan_csv(
@@ -88,13 +108,13 @@ def read_delimited(path: Path, *, separator: str, columns: Sequence[str] | None,
             separator=separator,
             has_header=header,
             schema={name: pl.String() for name in names},
-            row_index_name="line",
+            row_index_name=LINE,
             row_index_offset=2 if header else 1,
         )
         # Lines with too many fields are only noticed where every column is read.
         every = pl.all_horizontal(pl.col(*names).is_null())
-        frame = table.select("line", *use, every.alias("_blank")).collect(engine="streaming")
-        frame = frame.filter(~pl.col("_blank")).drop("_blank")
+        frame = table.select(LINE, *use, every.alias(_BLANK)).collect(engine="streaming")
+        frame = frame.filter(~pl.col(_BLANK)).drop(_BLANK)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
     except pl.exceptions.PolarsError as error:
@@ -106,24 +126,60 @@ def read_delimited(path: Path, *, separator: str, columns: Sequence[str] | None,
 
 
 def check_complete(path: Path, frame: pl.DataFrame, columns: Sequence[str]) -> None:
-    """Refuse a table (with `line`) where one of the columns has an empty field.
+    """Refuse a table (with `LINE`) where one of the columns has an empty field.
 
     Raises:
         UserError: naming the first such line.
     """
     for column in columns:
-        if frame[column].null_count() == 0 and (frame.schema[column] != pl.String or (frame[column] != "").all()):
+        text = frame.schema[column] == pl.String
+        if frame[column].null_count() == 0 and (not text or (frame[column] != "").all()):
             continue
-        line = frame.filter(pl.col(column).is_null() | (pl.col(column).cast(pl.String) == ""))["line"][0]
+        empty = pl.col(column).is_null() | (pl.col(column) == "") if text else pl.col(column).is_null()
+        line = frame.filter(empty)[LINE][0]
         raise UserError(f"{path}, line {line}: '{column}' is missing. Every record needs {', '.join(columns)}.")
+
+
+def check_ids(path: Path, frame: pl.DataFrame, lines: pl.Series | None = None) -> None:
+    """Refuse ids (`user`, `item`) that no file should hold: endless ones, or with null bytes.
+
+    Args:
+        path: the file, for the message.
+        frame: with `user` and `item` (String).
+        lines: line of each record; None: its number.
+
+    Raises:
+        UserError: naming the first such line.
+    """
+    for column in ("user", "item"):
+        ids = frame[column]
+        long, null = ids.str.len_bytes() > _LONGEST_ID, ids.str.contains("\0", literal=True)
+        if not (long.any() or null.any()):
+            continue
+        row = int((long | null).arg_true()[0])
+        problem = "holds a null byte: the file is damaged" if null[row] else f"is longer than {_LONGEST_ID} bytes"
+        line = row + 1 if lines is None else lines[row]
+        raise UserError(f"{path}, line {line}: the {column} {shown(ids[row])} {problem}.")
+
+
+def _delimited_source(path: Path) -> Path | io.BytesIO:
+    """The file itself, or its content where that is compressed or starts with a byte order mark."""
+    if path.suffix != ".gz":
+        with path.open("rb") as file:
+            start = file.read(len(_BOM))
+        if start not in (b"", _BOM):
+            return path
+    return io.BytesIO(read_bytes(path).removeprefix(_BOM))
 
 
 def _header(path: Path, separator: str) -> list[str]:
     first = read_text(path).split("\n", 1)[0] if path.suffix == ".gz" else _first_line(path)
+    if "\r" in first.rstrip("\r"):
+        raise UserError(f"{path}, line 1: lines end with a bare carriage return. Convert them to end with a newline.")
     row = pl.read_csv(io.BytesIO(first.encode()), separator=separator, has_header=False, infer_schema=False)
     names = [str(name) for name in row.row(0)]
     if len(set(names)) < len(names):
-        raise UserError(f"{path}, line 1: a column name is given twice: {', '.join(names)}.")
+        raise UserError(f"{path}, line 1: a column name is given twice: {listed(names)}.")
     return names
 
 
@@ -146,17 +202,23 @@ def _blame_delimited(path: Path, separator: str, columns: Sequence[str] | None, 
         fields = line.count(separator) + 1
         if line.strip() and '"' not in line and fields != width:
             wanted = f" ({', '.join(columns)})" if columns is not None else ""
-            raise UserError(f"{path}, line {number}: expected {width} fields{wanted}, got {fields}: {line[:80]!r}.")
+            raise UserError(f"{path}, line {number}: expected {width} fields{wanted}, got {fields}: {shown(line)}.")
+    for number, line in enumerate(lines, start=1):
+        if line.count('"') % 2:
+            raise UserError(
+                f"{path}, line {number}: a quote that is not closed, or not doubled inside of a quoted field: "
+                f"{shown(line)}."
+            )
     raise UserError(f"{path}: not a readable table ({error}).")
 
 
 def read_json_lines(path: Path, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    """Keys of a file with one JSON object a line; other keys are ignored, blank lines skipped.
+    """Keys of a file with one JSON object a line, with `LINE`; other keys are ignored, blank lines skipped.
 
     Raises:
         UserError: unreadable, not UTF-8, not JSON, or a key that is missing or of the wrong type, with the line.
     """
-    data = read_bytes(path)
+    data = read_bytes(path).removeprefix(_BOM)
     try:
         frame = pl.read_ndjson(io.BytesIO(data), schema=dict(schema)).select(*schema)
     except pl.exceptions.PolarsError as error:
@@ -164,7 +226,15 @@ def read_json_lines(path: Path, schema: Mapping[str, pl.DataType]) -> pl.DataFra
         raise UserError(f"{path}: not readable as JSON lines ({error}).") from None
     if any(frame[name].null_count() for name in schema) or _converted(frame):
         _blame_json(path, schema)
-    return frame
+    return frame.insert_column(0, _line_numbers(data, len(frame)))
+
+
+def _line_numbers(data: bytes, records: int) -> pl.Series:
+    """The line of each record, where blank lines are none."""
+    numbers = np.arange(1, records + 1)
+    if data.count(b"\n") + (not data.endswith(b"\n")) != records:
+        numbers = np.array([number for number, line in enumerate(data.split(b"\n"), start=1) if line.strip()])
+    return pl.Series(LINE, numbers[:records])
 
 
 def _converted(frame: pl.DataFrame) -> bool:
@@ -181,14 +251,16 @@ def _blame_json(path: Path, schema: Mapping[str, pl.DataType]) -> None:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
+            record = parse_json(line)
+        except ValueError as error:
             raise UserError(f"{path}, line {number}: not a JSON object ({error}). Expected one a line.") from None
         if not isinstance(record, dict):
-            raise UserError(f"{path}, line {number}: expected a JSON object, got {line[:80]!r}.")
+            raise UserError(f"{path}, line {number}: expected a JSON object, got {shown(line)}.")
         for name, wanted in schema.items():
             kinds, words = _TYPES[wanted]
             if record.get(name) is None:
-                raise UserError(f"{path}, line {number}: no '{name}'. Keys here: {', '.join(record)}.")
+                raise UserError(f"{path}, line {number}: no '{name}'. Keys here: {listed(record)}.")
             if not isinstance(record[name], kinds) or isinstance(record[name], bool):
-                raise UserError(f"{path}, line {number}: '{name}' must be {words}, got {record[name]!r}.")
+                raise UserError(f"{path}, line {number}: '{name}' must be {words}, got {shown(record[name])}.")
+            if isinstance(record[name], int) and not -(2**63) <= record[name] < 2**63:
+                raise UserError(f"{path}, line {number}: '{name}' does not fit 64 bits: {shown(record[name])}.")

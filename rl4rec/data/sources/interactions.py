@@ -5,14 +5,22 @@ Times may be numbers (any unit), dates or ISO 8601 text: only their order matter
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import polars as pl
 
-from rl4rec.data.sources.files import check_complete, read_bytes, read_delimited, read_json_lines
-from rl4rec.errors import UserError
+from rl4rec.data.sources.files import (
+    LINE,
+    check_complete,
+    check_file,
+    check_ids,
+    read_bytes,
+    read_delimited,
+    read_json_lines,
+)
+from rl4rec.errors import UserError, listed, shown
+from rl4rec.json_files import parse_json
 from rl4rec.params import Columns
 
 
@@ -34,31 +42,33 @@ def read_interactions(path: Path, columns: Columns) -> pl.DataFrame:
         case "tsv":
             table = read_delimited(path, separator="\t", columns=None, use=names)
         case "jsonl" | "ndjson" | "json":
-            table = read_json_lines(path, _json_schema(path, names)).with_row_index("line", offset=1)
+            table = read_json_lines(path, _json_schema(path, names))
         case "parquet":
             table = _read_parquet(path, names)
         case other:
             raise UserError(
-                f"{path}: unknown form '.{other}'. Expected .csv, .tsv, .jsonl (each also .gz) or .parquet."
+                f"{path}: unknown form {shown('.' + other)}. Expected .csv, .tsv, .jsonl (each also .gz) or .parquet."
             )
     ids = [_identifiers(path, table[name]).alias(role) for name, role in zip(names, ("user", "item"), strict=False)]
     frame = pl.DataFrame([*ids, _times(path, table).alias("time")])
-    check_complete(path, frame.with_columns(table["line"]), ["user", "item", "time"])
+    check_complete(path, frame.with_columns(table[LINE]), ["user", "item", "time"])
+    check_ids(path, frame, table[LINE])
     return frame
 
 
 def _read_parquet(path: Path, names: list[str]) -> pl.DataFrame:
+    check_file(path)
     try:
         lazy = pl.scan_parquet(path)
         found = lazy.collect_schema().names()
         missing = [name for name in names if name not in found]
         if missing:
             raise UserError(
-                f"{path}: no column '{missing[0]}'. The file has: {', '.join(found)}. "
+                f"{path}: no column '{missing[0]}'. The file has: {listed(found)}. "
                 "Name yours under data.columns in params.yaml."
             )
-        table = lazy.select(names).collect(engine="streaming").with_row_index("line", offset=1)
-    except (pl.exceptions.PolarsError, OSError) as error:
+        table = lazy.select(names).collect(engine="streaming").with_row_index(LINE, offset=1)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({error}).") from None
     if table.is_empty():
         raise UserError(f"{path}: no records.")
@@ -67,9 +77,9 @@ def _read_parquet(path: Path, names: list[str]) -> pl.DataFrame:
 
 
 def _json_schema(path: Path, names: list[str]) -> dict[str, pl.DataType]:
-    first = read_bytes(path).lstrip().split(b"\n", 1)[0]
+    first = read_bytes(path).removeprefix(b"\xef\xbb\xbf").lstrip().split(b"\n", 1)[0]
     try:
-        record = json.loads(first)
+        record = parse_json(first.decode("utf-8"))
     except ValueError:
         record = {}
     if not isinstance(record, dict):
@@ -77,7 +87,7 @@ def _json_schema(path: Path, names: list[str]) -> dict[str, pl.DataType]:
     schema: dict[str, pl.DataType] = {}
     for name in names:
         match record.get(name):
-            case int():
+            case int(value) if not isinstance(value, bool):
                 schema[name] = pl.Int64()
             case float():
                 schema[name] = pl.Float64()
@@ -93,18 +103,23 @@ def _identifiers(path: Path, column: pl.Series) -> pl.Series:
 
 
 def _times(path: Path, table: pl.DataFrame) -> pl.Series:
-    column, lines = table.to_series(3), table["line"]
+    column, lines = table.to_series(3), table[LINE]
     if column.dtype == pl.String:
         first = str(column[0])
         kind, parsed = _parse_times(column, first)
         bad = parsed.is_null()
         if bad.any():
             row = int(bad.arg_true()[0])
-            like = "" if row == 0 else f" like the first, '{first}'"
-            raise UserError(f"{path}, line {lines[row]}: '{column.name}' is not {kind}{like}: {column[row]!r}.")
+            like = "" if row == 0 else f" like the first, {shown(first)}"
+            raise UserError(f"{path}, line {lines[row]}: '{column.name}' is not {kind}{like}: {shown(column[row])}.")
         column = parsed
-    if column.dtype.is_integer() and column.dtype != pl.UInt64:
-        return column.cast(pl.Int64)
+    if column.dtype.is_integer():
+        whole = column.cast(pl.Int64, strict=False)
+        lost = whole.is_null() & column.is_not_null()
+        if lost.any():
+            row = int(lost.arg_true()[0])
+            raise UserError(f"{path}, line {lines[row]}: '{column.name}' does not fit 64 bits: {column[row]}.")
+        return whole
     if column.dtype.is_float():
         bad = ~column.is_finite()
         if bad.any():
@@ -120,7 +135,14 @@ def _parse_times(column: pl.Series, first: str) -> tuple[str, pl.Series]:
     try:
         if math.isfinite(float(first)):
             whole = column.cast(pl.Int64, strict=False)
-            return "a number", column.cast(pl.Float64, strict=False) if whole.has_nulls() else whole
+            if not whole.has_nulls():
+                return "a number", whole
+            numbers = column.cast(pl.Float64, strict=False)
+            # Floats for the sake of a number beyond 64 bits would lose digits, and with them the order, of all others.
+            beyond = whole.is_null() & column.str.contains(r"^[+-]?[0-9]+$")
+            if beyond.any():
+                return "a number of at most 64 bits", numbers.set(beyond, None)
+            return "a number", numbers
     except ValueError:
         pass
     try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import polars as pl
 
-from rl4rec.data.sources.files import read_text
-from rl4rec.errors import UserError
+from rl4rec.data.sources.files import check_ids, read_text
+from rl4rec.errors import UserError, shown
+from rl4rec.json_files import parse_json
 
 
 def read_sequences(path: Path, item_names: Path | None = None) -> pl.DataFrame:
@@ -33,16 +33,18 @@ def read_sequences(path: Path, item_names: Path | None = None) -> pl.DataFrame:
     alone = users.filter(pl.col("item").list.len() == 0)
     if len(alone):
         line, user = alone.row(0)[:2]
-        raise UserError(f"{path}, line {line}: user '{user}' has no items. Expected `user item ... item`.")
+        raise UserError(f"{path}, line {line}: user {shown(user)} has no items. Expected `user item ... item`.")
     again = users.filter(pl.col("user").is_duplicated())
     if len(again):
         user = again["user"][0]
         first, second = again.filter(pl.col("user") == user)["line"].head(2)
         raise UserError(
-            f"{path}, line {second}: user '{user}' was already on line {first}. Put all items of a user on one line."
+            f"{path}, line {second}: user {shown(user)} was already on line {first}. "
+            "Put all items of a user on one line."
         )
     users = users.with_columns(pl.int_ranges(pl.col("item").list.len(), dtype=pl.Int64).alias("time"))
     events = users.explode("item", "time")
+    check_ids(path, events, events["line"])
     if item_names is not None:
         events = _rename(events, path, item_names)
     return events.select("user", "item", "time")
@@ -50,18 +52,21 @@ def read_sequences(path: Path, item_names: Path | None = None) -> pl.DataFrame:
 
 def _rename(events: pl.DataFrame, path: Path, item_names: Path) -> pl.DataFrame:
     try:
-        names = json.loads(read_text(item_names))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{item_names}, line {error.lineno}: not JSON ({error.msg}).") from None
+        names = parse_json(read_text(item_names))
+    except ValueError as error:
+        raise UserError(f"{item_names}: not JSON ({error}).") from None
     if not isinstance(names, dict) or not all(isinstance(name, str) and name for name in names.values()):
         raise UserError(f"{item_names}: expected a JSON object of item id: name, both text.")
     if len(set(names.values())) < len(names):
         raise UserError(f"{item_names}: two item ids have the same name. Names must be unique.")
-    table = pl.DataFrame(
-        {"item": list(names), "name": list(names.values())}, schema={"item": pl.String, "name": pl.String}
-    )
+    try:
+        schema = {"item": pl.String, "name": pl.String}
+        table = pl.DataFrame({"item": list(names), "name": list(names.values())}, schema=schema)
+    except UnicodeEncodeError:
+        raise UserError(f"{item_names}: half a surrogate pair (\\ud800 to \\udfff) is no character.") from None
+    check_ids(item_names, table.select(user="item", item="name"))
     renamed = events.join(table, on="item", how="left", maintain_order="left")
     lost = renamed.filter(pl.col("name").is_null())
     if len(lost):
-        raise UserError(f"{path}, line {lost['line'][0]}: item '{lost['item'][0]}' is not in {item_names.name}.")
+        raise UserError(f"{path}, line {lost['line'][0]}: item {shown(lost['item'][0])} is not in {item_names.name}.")
     return renamed.select("user", pl.col("name").alias("item"), "time")
