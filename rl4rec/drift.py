@@ -119,7 +119,8 @@ def _served_signals(
     ]  # fmt: skip
     if evaluated is None or not len(known):
         return signals
-    then, now = float(evaluated["test"]["full"][f"popularity_percentile@{k}"]), popularity_percentile(data, known)
+    then = float(evaluated["test"]["full"][f"popularity_percentile@{k}"])
+    now = float(data.popularity_percentiles()[known].mean())
     signals.append(
         Signal("shown_popularity", abs(now - then), params.shown_popularity,
                f"mean popularity percentile of the shown items was {then:.4f}, is {now:.4f}")
@@ -131,14 +132,6 @@ def _served_signals(
                    f"share of the catalogue that is shown was {was:.4f}, is {covered:.4f}")
         )  # fmt: skip
     return signals
-
-
-def popularity_percentile(data: PreparedData, items: npt.NDArray[np.int64]) -> float:
-    """Mean share of the catalogue that is less popular than each of `items`, ties half, as in the evaluation."""
-    ordered = np.sort(data.item_counts)
-    counts = data.item_counts[items]
-    below, up_to = (np.searchsorted(ordered, counts, side=side) for side in ("left", "right"))
-    return float((below + up_to).mean() / 2 / len(ordered))
 
 
 def read_evaluated(path: Path, *, k: int) -> dict[str, Any]:

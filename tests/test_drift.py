@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from rl4rec.data.prepared import PreparedData, Ragged
-from rl4rec.drift import Drift, measure_drift, popularity_percentile, popularity_shift, read_served
+from rl4rec.drift import Drift, measure_drift, popularity_shift, read_served
 from rl4rec.errors import UserError
 from rl4rec.params import MonitorParams
 
@@ -68,9 +68,9 @@ def test_no_alarm_by_chance_but_by_a_real_shift() -> None:
     assert shift > by_chance
 
 
-def test_popularity_percentile_is_the_evaluations() -> None:
+def test_popularity_percentiles_by_hand() -> None:
     data = shop([4, 1, 1, 2])  # percentiles 3.5/4, 1/4, 1/4, 2.5/4
-    assert popularity_percentile(data, np.array([0, 1, 3])) == pytest.approx((3.5 + 1 + 2.5) / 12)
+    assert data.popularity_percentiles().tolist() == pytest.approx([3.5 / 4, 1 / 4, 1 / 4, 2.5 / 4])
 
 
 def test_served_lists_by_hand() -> None:

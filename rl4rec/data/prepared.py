@@ -119,6 +119,13 @@ class PreparedData:
         """Where the item vocabulary is saved as a Hugging Face tokenizer."""
         return self.folder / "tokenizer"
 
+    def popularity_percentiles(self) -> npt.NDArray[np.float64]:
+        """Share of the catalogue that is less popular than each item, ties half, (I,)."""
+        ordered = np.sort(self.item_counts)
+        below, up_to = (np.searchsorted(ordered, self.item_counts, side=side) for side in ("left", "right"))
+        percentiles: npt.NDArray[np.float64] = (below + up_to) / 2 / len(ordered)
+        return percentiles
+
     def train_sequences(self, *, latest: bool = False) -> Ragged:
         """The training part of every user: all but the last two items (all, for users with fewer than three).
 

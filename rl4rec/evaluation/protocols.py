@@ -143,10 +143,7 @@ def _beyond_accuracy(shown: npt.NDArray[np.int32], data: PreparedData, ks: Seque
     """Coverage and popularity of the items on top, (u, ks[-1])."""
     counts = data.item_counts
     recommended = count_recommended(shown, ks, data.num_items)  # (len(ks), I)
-    ordered = np.sort(counts)
-    below = np.searchsorted(ordered, counts, side="left")
-    up_to = np.searchsorted(ordered, counts, side="right")
-    percentile = (below + up_to) / 2 / len(counts)  # (I,) share of the catalogue that is less popular, ties half
+    percentile = data.popularity_percentiles()
     found: dict[str, float] = {}
     for k, row in zip(ks, recommended, strict=True):
         slots = max(int(row.sum()), 1)
