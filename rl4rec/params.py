@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -36,6 +36,9 @@ class Section(BaseModel):
     """Base of every section: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+S = TypeVar("S", bound=Section)
 
 
 # --- data ----------------------------------------------------------------------------------------
@@ -427,7 +430,11 @@ def load_params(path: Path | str = "params.yaml") -> Params:
         UserError: the file is missing, is not YAML, or a setting is unknown, of the wrong type or out of range;
             the message names the file, the key's path, the value and what is allowed.
     """
-    path = Path(path)
+    return load_settings(Path(path), Params)
+
+
+def load_settings(path: Path, model: type[S]) -> S:
+    """Read and validate a file of settings, as `load_params` does, for another model."""
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except FileNotFoundError:
@@ -439,20 +446,21 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     if raw is None:
         raw = {}
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: expected sections ({', '.join(Params.model_fields)}), got {raw!r}")
+        raise UserError(f"{path}: expected sections ({', '.join(model.model_fields)}), got {raw!r}")
     try:
-        return Params.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        raise UserError(_explain(path, error)) from None
+        raise UserError(explain(path, error, model)) from None
 
 
-def _explain(path: Path, error: ValidationError) -> str:
+def explain(where: Path | str, error: ValidationError, model: type[BaseModel] = Params) -> str:
+    """What is wrong with settings of `where`, a line for each key."""
     lines = []
     for item in error.errors():
         location = [part for part in item["loc"] if not (isinstance(part, str) and "[" in part)]
         key = ".".join(str(part) for part in location) or "(whole file)"
         if item["type"] == "extra_forbidden":
-            known = _fields_at(location[:-1])
+            known = _fields_at(model, location[:-1])
             name = str(location[-1])
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'? " if near else ""
@@ -464,7 +472,7 @@ def _explain(path: Path, error: ValidationError) -> str:
             near = difflib.get_close_matches(str(value), _choices(item), n=1) if got else []
             hint = f"; did you mean '{near[0]}'?" if near else ""
             lines.append(f"  {key}: {message}{got}{hint}")
-    return "\n".join([f"{path}: {len(lines)} invalid setting{'s' if len(lines) > 1 else ''}", *lines])
+    return "\n".join([f"{where}: {len(lines)} invalid setting{'s' if len(lines) > 1 else ''}", *lines])
 
 
 def _choices(item: Any) -> list[str]:
@@ -472,13 +480,14 @@ def _choices(item: Any) -> list[str]:
     return expected.replace(" or ", ", ").replace("'", "").split(", ")
 
 
-def _fields_at(location: list[int | str]) -> list[str]:
+def _fields_at(model: type[BaseModel], location: list[int | str]) -> list[str]:
     """Names of the keys that the section at `location` knows."""
-    model: type[BaseModel] = Params
+    annotation: Any = model
     for part in location:
-        annotation = model.model_fields[str(part)].annotation
+        if get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+        else:
+            annotation = annotation.model_fields[str(part)].annotation
         if get_origin(annotation) in (Union, types.UnionType):
             annotation = next(a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel))
-        assert isinstance(annotation, type)
-        model = annotation
-    return list(model.model_fields)
+    return list(annotation.model_fields)

@@ -48,8 +48,10 @@ def run_variant_stage(main: Callable[[Params, str], None], variants: Sequence[st
     _run(arguments.params, lambda params: main(params, arguments.variant))
 
 
-def set_up_logging() -> None:
-    """Log to stderr: this project from INFO on, chatty libraries from WARNING on."""
+def set_up_process() -> None:
+    """Quiet libraries; log to stderr: this project from INFO on, chatty libraries from WARNING on."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     layout = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, format=layout, datefmt="%H:%M:%S")
     for name in _NOISY:
@@ -66,9 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(path: Path, main: Callable[[Params], None]) -> None:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    set_up_logging()
+    set_up_process()
     try:
         main(load_params(path))
     except UserError as error:
