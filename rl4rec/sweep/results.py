@@ -18,12 +18,13 @@ from rl4rec.sweep.settings import SweepParams
 from rl4rec.sweep.space import nested
 
 Row = dict[str, Any]
-BASELINE, ERROR, SEED_VALUES = "params.yaml", "error", "seed_values"  # attributes of a trial
+STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+BASELINE, ERROR, SEED_VALUES, START = "params.yaml", "error", "seed_values", "start"  # attributes of a trial
 
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that are done. Not one that was cut off from outside: a trial that failed by itself has an error."""
-    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+    ended = study.get_trials(deepcopy=False, states=tuple(STATES))
     return [trial for trial in ended if trial.state is not TrialState.FAIL or ERROR in trial.user_attrs]
 
 
@@ -37,14 +38,15 @@ def write_results(study: optuna.Study, settings: SweepParams, folder: Path) -> l
     rows = [
         {
             "number": trial.number,
-            "state": "failed" if trial.state is TrialState.FAIL else trial.state.name.lower(),
+            "state": STATES[trial.state],
             "value": trial.value if trial.state is TrialState.COMPLETE else None,
-            "seed_values": trial.user_attrs.get(SEED_VALUES, []),
+            START: trial.user_attrs.get(START),
+            SEED_VALUES: trial.user_attrs.get(SEED_VALUES, []),
             "validations": {str(samples): value for samples, value in trial.intermediate_values.items()},
             "settings": trial.params,
             BASELINE: trial.user_attrs.get(BASELINE, False),
             "seconds": round(trial.duration.total_seconds(), 1) if trial.duration else None,
-            "error": trial.user_attrs.get(ERROR),
+            ERROR: trial.user_attrs.get(ERROR),
         }
         for trial in trials
     ]
@@ -71,19 +73,20 @@ def best(rows: Sequence[Row]) -> Row:
 def sweep_table(rows: Sequence[Row], settings: SweepParams) -> Table:
     """Trials in the order they ran, the best one bold; of one that was pruned the last validation."""
     seeds = f", mean of {settings.seeds} seeds" if settings.seeds > 1 else ""
-    own = [f"trial {row['number']} has the settings of params.yaml" for row in rows if row[BASELINE]]
-    names = [key.rpartition(".")[2] for key in settings.space]
+    notes = [f"trial {row['number']} has the settings of params.yaml" for row in rows if row[BASELINE]]
+    notes += [f"before training: {value:.5f}" for value in {row[START] for row in rows} - {None}]
+    keys = [key for key, of in settings.space.items() if of.choices is None or len(of.choices) > 1]
+    names = [key.rpartition(".")[2] for key in keys]
     if len(set(names)) < len(names):
-        names = list(settings.space)
-    table = Table(
-        "trial", *names, "value", "state", "s", title=f"validation {settings.metric}{seeds}", caption="".join(own)
-    )
+        names = keys
+    title = f"validation {settings.metric}{seeds}"
+    table = Table("trial", *names, "value", "state", "s", title=title, caption="; ".join(notes))
     for row in rows:
         values = [*row["validations"].values(), row["value"]]
         shown = next((value for value in reversed(values) if value is not None), None)
         table.add_row(
             str(row["number"]),
-            *(_text(row["settings"].get(key)) for key in settings.space),
+            *(_text(row["settings"].get(key)) for key in keys),
             "" if shown is None else f"{shown:.5f}",
             row["state"],
             f"{row['seconds']:.0f}",

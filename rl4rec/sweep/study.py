@@ -27,7 +27,7 @@ from optuna.trial import TrialState
 from rl4rec.data.prepared import load_prepared
 from rl4rec.errors import UserError
 from rl4rec.params import Params, load_params
-from rl4rec.sweep.results import BASELINE, ERROR, SEED_VALUES, Row, counted, write_results
+from rl4rec.sweep.results import BASELINE, ERROR, SEED_VALUES, START, STATES, Row, counted, write_results
 from rl4rec.sweep.settings import SamplerParams, SweepParams
 from rl4rec.sweep.space import (
     Settings,
@@ -109,8 +109,8 @@ class Sweep:
                 self.tracked.log_metrics({"sweep/best_value": self.study.best_value}, step=index + 1)
                 best = self.study.best_params
                 self.tracked.set_tags({f"rl4rec.best.{key}": value for key, value in best.items()})
-            for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
-                self.tracked.log_metrics({f"sweep/{state.name.lower()}": states.count(state)}, step=index + 1)
+            counts = {f"sweep/{name}": states.count(state) for state, name in STATES.items()}
+            self.tracked.log_metrics(counts, step=index + 1)
             if limit is not None and time.monotonic() - since > limit:
                 logger.info("timeout_s has passed after %d of %d trials", index + 1, self.settings.trials)
                 return
@@ -165,6 +165,9 @@ class Watch:
 
     def listen(self, step: int, samples: int, value: float) -> None:
         """Note a value; raise `TrialPruned` if it is too low. Trials are compared after equally many samples."""
+        if step == 0:
+            self._trial.set_user_attr(START, value)
+            return
         self.seen.append(value)
         if self._offset == 0:
             self._trial.report(value, step=samples)

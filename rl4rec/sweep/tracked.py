@@ -31,18 +31,18 @@ class SweepRun(StageRun):
         if not params.enabled:
             return cls()
         with guard("the sweep's run"):
+            import mlflow
+
             client, experiment = connect(params, root)
             found = client.search_runs([experiment], f"tags.`{SWEEP_TAG}` = '{study}'", max_results=1)
             if found:
-                run = found[0]
-                client.update_run(run.info.run_id, status="RUNNING")
+                run = mlflow.start_run(run_id=found[0].info.run_id)
                 left = f"tags.`{_PARENT}` = '{run.info.run_id}' and attributes.status = 'RUNNING'"
                 for child in client.search_runs([experiment], left):
                     client.set_tag(child.info.run_id, STATE_TAG, "interrupted")
                     client.set_terminated(child.info.run_id, "KILLED")
             else:
-                tags = {SWEEP_TAG: study, "rl4rec.stage": stage}
-                run = client.create_run(experiment, tags=tags, run_name=f"sweep-{stage}")
+                run = mlflow.start_run(run_name=f"sweep-{stage}", tags={SWEEP_TAG: study, "rl4rec.stage": stage})
             started = cls(client, str(run.info.run_id))
             started._mlflow, started._experiment = client, experiment
             return started
@@ -50,7 +50,12 @@ class SweepRun(StageRun):
 
     def end(self, status: str) -> None:
         """Send what is left and close the run."""
-        self._finish(self, status)
+        self.flush()
+        if self._mlflow is not None:
+            with guard("the end of the sweep's run"):
+                import mlflow
+
+                mlflow.end_run(status)
 
     @contextmanager
     def trial(self, number: int, changes: Mapping[str, object]) -> Iterator[StageRun]:
@@ -74,10 +79,7 @@ class SweepRun(StageRun):
             raise
         finally:
             run.set_tags({STATE_TAG: state})
-            self._finish(run, status)
-
-    def _finish(self, run: StageRun, status: str) -> None:
-        run.flush()
-        if self._mlflow is not None and run.run_id is not None:
-            with guard("the end of a run"):
-                self._mlflow.set_terminated(run.run_id, status)
+            run.flush()
+            if self._mlflow is not None and run.run_id is not None:
+                with guard("the end of a trial"):
+                    self._mlflow.set_terminated(run.run_id, status)

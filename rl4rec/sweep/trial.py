@@ -23,8 +23,8 @@ class Listening(StageRun):
 
     Args:
         metric: the one to listen to, as `full/ndcg@10`.
-        listen: takes step, samples so far and the metric's value at each validation of what was trained (not of RL's
-            start); what it raises ends the training.
+        listen: takes step, samples so far and the metric's value at each validation, of which the one at step 0 is
+            RL's start; what it raises ends the training.
         forward: takes all metrics of a validation and the step.
     """
 
@@ -37,8 +37,7 @@ class Listening(StageRun):
         if step is None or self._metric not in metrics:
             return
         self._forward({name: value for name, value in metrics.items() if name.startswith("valid/")}, step)
-        if step > 0:
-            self._listen(step, int(metrics["samples"]), metrics[self._metric])
+        self._listen(step, int(metrics["samples"]), metrics[self._metric])
 
     def log_dataset(self, data: PreparedData, context: str) -> None:
         """The sweep's run has it."""

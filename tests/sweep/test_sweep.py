@@ -55,6 +55,7 @@ def test_the_best_trial_is_found_written_and_can_be_run(scripted: Path) -> None:
     assert [row["value"] for row in rows] == pytest.approx([end_value(rate) for rate in rates(rows)])
     # step 0 is the start of RL, not a result of the trial's settings
     assert list(rows[0]["validations"]) == ["80", "160", "240"]
+    assert rows[0]["start"] == pytest.approx(end_value(rates(rows)[0]) - 0.03)
     best = max(rows, key=lambda row: row["value"])
     assert abs(math.log10(best["settings"]["rl.grpo.learning_rate"]) + 3) < 0.5
     make_workspace(scripted, scripted.parent / "best", scripted / ".sweep" / "best.yaml")
@@ -70,8 +71,11 @@ def test_the_command_prints_the_trials_and_how_to_run_the_best(scripted: Path) -
     done = command(scripted, trials=2)
     assert done.returncode == 0, done.stderr
     assert "trial 2 of 2" in done.stderr
-    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
-    assert [line[:2] for line in lines][0] == ["0", "0.0001"] and lines[0][3:5] == [
+    first = next(line for line in done.stdout.splitlines() if "│" in line)
+    assert [cell.strip() for cell in first.split("│")[1:6]] == [
+        "0",
+        "0.0001",
+        "0.3",
         f"{end_value(1e-4):.5f}",
         "complete",
     ]
