@@ -50,8 +50,10 @@ def run_variant_stage(main: Callable[[Params, str], None], variants: Sequence[st
     _run(arguments, lambda params: main(params, arguments.variant))
 
 
-def set_up_logging() -> None:
-    """Log to stderr, without secrets: this project from INFO on, chatty libraries from WARNING on."""
+def set_up_process() -> None:
+    """Quiet libraries; log to stderr, without secrets: this project from INFO on, chatty libraries from WARNING on."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -70,9 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace, main: Callable[[Params], None]) -> None:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    set_up_logging()
+    set_up_process()
     try:
         main(load_params(arguments.params))
     except (UserError, OSError) as error:
