@@ -25,7 +25,7 @@ from rl4rec.yaml_files import read_yaml
 # schema of the settings, whose values are DVC parameters (every one of them is in params.yaml, which is checked too).
 WITHOUT_INFLUENCE = (
     *(f"rl4rec/{name}.py" for name in ("__init__", "errors", "messages", "stage", "distributed", "serving", "params")),
-    *("rl4rec/json_files.py", "rl4rec/yaml_files.py"),
+    *(f"rl4rec/{name}.py" for name in ("json_files", "machine_limits", "yaml_files")),
     *("rl4rec/registry/", "rl4rec/tracking"),
 )
 _UNTRACKED = ("tracking",)  # sections that change no output

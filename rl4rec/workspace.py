@@ -49,7 +49,7 @@ def make_workspace(root: Path, folder: Path, overrides: Path) -> None:
         draft.unlink(missing_ok=True)
     (folder / ".dvc").mkdir(exist_ok=True)
     (folder / ".dvc" / "config").write_text(_DVC_CONFIG)
-    (folder / ".dvcignore").write_text("__pycache__/\nmlruns/\nmlflow.db*\n")
+    (folder / ".dvcignore").write_text("__pycache__/\n.rl4rec/\nmlruns/\nmlflow.db*\n")
     for name in _LINKED:
         link = folder / name
         if not link.is_symlink():

@@ -88,7 +88,9 @@ def check_sweep(where: Path, settings: SweepParams, stage: SweptStage, base: Set
         if base[section]["feedback"] != "training":
             raise UserError(f"params.yaml: {section}.feedback: trains on the validation targets; a sweep needs them")
     for path, maker in stage.inputs.items():
-        unused = maker == "crossfit" and base["rl"]["crossfit"]["split_points"] == 0
+        unused = (maker == "crossfit" and base["rl"]["crossfit"]["split_points"] == 0) or (
+            maker == "champion" and base["sft"]["init"] == "fresh"
+        )
         if not unused and not any((root / path).glob("*")):
             raise UserError(f"{root / path}: not there yet. Run `dvc repro {maker}` in {root.resolve()} first.")
 
