@@ -250,6 +250,18 @@ def promote(
 
 
 @app.command()
+def sync(path: ParamsPath = Path("params.yaml")) -> None:
+    """Send to MLflow what it did not take while stages ran: it was away, or a stage was killed."""
+    from rl4rec.tracking import sync as send
+    from rl4rec.tracking import use_server
+
+    tracking = load_params(path).tracking
+    use_server(tracking, patient=True)
+    count = send(tracking)
+    typer.echo(f"sent what {count} runs had left" if count else "nothing was left to send")
+
+
+@app.command()
 def rollback(root: Root = Path()) -> None:
     """Give the champion's place back to the version it replaced."""
     import contextlib

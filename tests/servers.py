@@ -22,9 +22,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def mlflow_server(folder: Path, backend: str) -> Iterator[str]:
+def mlflow_server(folder: Path, backend: str, port: int | None = None) -> Iterator[str]:
     """An MLflow server with artifacts in `folder`; its address."""
-    address = f"http://127.0.0.1:{(port := free_port())}"
+    address = f"http://127.0.0.1:{(port := port or free_port())}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", backend, "--artifacts-destination", str(folder / "artifacts")]
     settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
