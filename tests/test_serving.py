@@ -16,14 +16,15 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 
 from rl4rec.data.prepared import PreparedData
 from rl4rec.errors import UserError
 from rl4rec.evaluation.ranking import recommended_items
 from rl4rec.policy import SlatePolicy
-from rl4rec.recommender import Recommender, load_recommender
+from rl4rec.recommender import MAX_ROWS, Recommender, load_recommender
 from rl4rec.scoring import Factors
-from rl4rec.serving import MAX_ROWS, PolicyModel
+from rl4rec.serving import PolicyModel
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,7 +49,7 @@ def model(*, mask_seen: bool = True) -> PolicyModel:
 
 
 def predict(
-    served: PolicyModel, *histories: list[str], k: int, exclude: list[list[str] | None] | None = None
+    served: PolicyModel, *histories: list[str], k: Any, exclude: list[list[str] | None] | None = None
 ) -> list[tuple[list[str], list[float]]]:
     columns = {"history": list(histories)} | ({} if exclude is None else {"exclude": exclude})
     frame = served.predict(pd.DataFrame(columns), {"k": k})
@@ -79,9 +80,9 @@ def test_unknown_items_are_ignored_and_strangers_get_what_is_popular() -> None:
     assert rows == [(["C", "A"], [9.0, 5.0]), (["B", "E"], [10.0, 4.0]), (["C", "A"], [9.0, 5.0])]
 
 
-@pytest.mark.parametrize("k", [0, 6])
-def test_k_outside_of_the_catalogue(k: int) -> None:
-    with pytest.raises(ValueError, match="between 1 and 5"):
+@pytest.mark.parametrize("k", [0, 6, True, 2.0, "2", None])
+def test_k_outside_of_the_catalogue(k: Any) -> None:
+    with pytest.raises(MlflowException, match="whole number from 1 to 5"):
         predict(model(), ["A"], k=k)
 
 
@@ -100,7 +101,16 @@ def test_excluded_items_are_hidden_where_seen_ones_are_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("history", "message"), [("AB", "expected a list"), (["A", 7], "must be text, got 7"), (["A"] * 100_001, "at most")]
+    ("history", "message"),
+    [
+        ("AB", "expected a list of at most 100000 item ids, got 'AB'"),
+        (None, "expected a list"),
+        ({"A": 1}, "got a dict of 1"),
+        (["A", 7], "must be text, got 7"),
+        (["A", None], "must be text, got None"),
+        (["A", ["B"]], "must be text, got a list of 1"),
+        (["A"] * 100_001, "at most"),
+    ],
 )
 def test_what_is_not_a_list_of_ids_is_refused(history: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -108,8 +118,15 @@ def test_what_is_not_a_list_of_ids_is_refused(history: Any, message: str) -> Non
 
 
 def test_too_many_histories_are_refused() -> None:
-    with pytest.raises(ValueError, match=f"at most {MAX_ROWS} histories"):
+    with pytest.raises(MlflowException, match=f"may have 1 to {MAX_ROWS} histories"):
         model().predict(pd.DataFrame({"history": [["A"]] * (MAX_ROWS + 1)}))
+
+
+def test_lists_that_are_too_long_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl4rec.recommender.MAX_LISTED", 9)
+    assert len(predict(model(), ["A"], ["A"], ["A"], k=3)) == 3
+    with pytest.raises(MlflowException, match="lists of 9 items together; got 4 histories and k 3"):
+        predict(model(), ["A"], ["A"], ["A"], ["A"], k=3)
 
 
 def test_ranking_is_the_evaluators_for_every_user(
