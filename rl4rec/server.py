@@ -142,7 +142,9 @@ def make_app(recommender: Recommender) -> Starlette:
         return Response(content, error.status_code, error.headers, media_type="application/json")
 
     routes = [Route("/ping", ping), Route("/health", ping), Route("/invocations", invocations, methods=["POST"])]
-    return Starlette(routes=routes, exception_handlers={HTTPException: refuse})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: refuse})
+    app.router.redirect_slashes = False
+    return app
 
 
 async def _read(request: Request) -> bytes:
@@ -195,7 +197,7 @@ def run(recommender: Recommender, listening: socket.socket, *, timeout: float) -
 
 
 def _with_deadline(seconds: float) -> type[asyncio.Protocol]:
-    """The protocol of uvicorn, which by itself waits for ever for the rest of a request or for a reader's end."""
+    """The protocol of uvicorn, but not waiting for ever for the rest of a request or for its answer to be read."""
 
     class Deadline(H11Protocol):
         watch: asyncio.TimerHandle
@@ -208,6 +210,11 @@ def _with_deadline(seconds: float) -> type[asyncio.Protocol]:
             self.watch.cancel()
             self.watch = self.loop.call_later(seconds, self.transport.abort)
             super().on_response_complete()
+
+        def send_400_response(self, msg: str) -> None:
+            super().send_400_response(msg)
+            if self.cycle is not None:  # of a request that went wrong in its body: it has its answer
+                self.cycle.disconnected = True
 
         def connection_lost(self, exc: Exception | None) -> None:
             self.watch.cancel()

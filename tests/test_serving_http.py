@@ -280,3 +280,17 @@ def test_a_port_that_is_taken(folder: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_hostile_requests_and_many_clients(tmp_path: Path) -> None:
+    """The benchmark, in small: every kind of hostile request, then clients at once whose answers are checked."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "hostile.py"), "--requests", "300", "--clients", "20"]
+    command += ["--seconds", "3", "--out", str(tmp_path / "hostile.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+    found = json.loads((tmp_path / "hostile.json").read_text())
+    assert sum(found["hostile"]["statuses"].values()) == 300
+    assert {"400", "404", "413", "415"} <= found["hostile"]["statuses"].keys()
+    assert found["good_between"] == {"requests": 6, "wrong": 0}
+    assert found["load"]["requests"] >= 20 and found["load"]["wrong"] == 0
+    assert (found["crashes"], found["server_errors"], found["tracebacks"]) == (0, 0, 0)
