@@ -24,7 +24,7 @@ from rl4rec.data.vocabulary import build_tokenizer
 from rl4rec.params import PolicyParams
 from rl4rec.policy_init import create_policy
 from rl4rec.recommender import Recommender, load_recommender
-from rl4rec.server import MAX_BODY
+from rl4rec.server import MAX_BODY, listen
 from rl4rec.tracking import log_policy_model
 from tests.servers import free_port, model_server
 
@@ -253,6 +253,13 @@ def test_only_this_machine_is_listened_to(addresses: dict[str, str]) -> None:
         sockets = psutil.net_connections("tcp")
         found = [entry.laddr.ip for entry in sockets if entry.status == "LISTEN" and entry.laddr.port == port]
         assert found == ["127.0.0.1"]
+
+
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_connection_that_stalls_is_cut(folder: Path, recommender: Recommender) -> None:
