@@ -79,7 +79,7 @@ format: $(READY) ## format the code, fix what can be fixed
 	ruff format .
 
 bench: $(READY) ## speed and memory, each against a named peer, an hour in all (some: make bench BENCH="evaluate sft")
-	@for name in $(or $(BENCH),prepare evaluate sft rl accuracy); do echo "== $$name"; python benchmarks/$$name.py || exit 1; done
+	@for name in $(or $(BENCH),prepare evaluate sft rl accuracy serve hostile); do echo "== $$name"; python benchmarks/$$name.py || exit 1; done
 
 ui: $(READY) ## the MLflow UI of mlflow.db on 127.0.0.1 (make ui PORT=5001; the demo's: make ui DIR=.demo)
 	@cd $(or $(DIR),.) && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
