@@ -40,7 +40,7 @@ def main(folder: Path) -> None:
 
 def effective_settings() -> dict[str, str]:
     """What `pip install` would use: its own section over the global one, the environment over both."""
-    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
+    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
     found: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
     for line in listed.stdout.splitlines():
         key, _, value = line.partition("=")
