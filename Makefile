@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install demo repro retrain remote refit study test check format bench ui clean
+.PHONY: help install demo repro retrain remote refit study sweep test check format bench ui clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -60,6 +60,9 @@ refit: $(READY) ## all stages again with the validation targets as feedback too,
 study: $(READY) ## PPO, GRPO and the control over seeds and settings; writes metrics/study.json (an hour and more)
 	@python benchmarks/study.py
 
+sweep: $(READY) ## search settings of one stage by its validation (sweep.yaml); again: goes on (DIR=.demo: another workspace)
+	@rl4rec sweep $(if $(DIR),--root $(DIR))
+
 test: $(READY) ## all tests
 	@pytest
 
@@ -82,5 +85,5 @@ ui: $(READY) ## the MLflow UI of mlflow.db on 127.0.0.1 (make ui PORT=5001; the 
 	@cd $(or $(DIR),.) && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 		mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri sqlite:///mlflow.db
 
-clean: ## remove the workspaces of demo, refit and study and all caches (not .venv, data, models or mlflow.db)
-	rm -rf .demo .refit .study .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+clean: ## remove the workspaces of demo, refit and study, the sweeps and all caches (not .venv, data, models or mlflow.db)
+	rm -rf .demo .refit .study .sweep .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

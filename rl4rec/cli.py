@@ -11,7 +11,7 @@ import typer
 
 from rl4rec.errors import UserError, shown
 from rl4rec.messages import debugging, redact, report
-from rl4rec.params import Trained, load_params
+from rl4rec.params import Trained, load_params, load_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -85,6 +85,27 @@ def collect_refit(
             raise UserError(f"{source}: not an evaluation ({error!r}). Run `make refit`.") from None
         write_json(target, found)
         typer.echo(f"{target}: test NDCG@{k} full {full:.4f}, sampled {sampled:.4f}")
+
+
+@app.command()
+def sweep(
+    settings: Annotated[Path, typer.Option(help="Which stage, over which settings.")] = Path("sweep.yaml"),
+    root: Root = Path(),
+) -> None:
+    """Search settings of one stage by its validation, with Optuna; run again, it goes on where it stopped."""
+    from rich.console import Console
+
+    from rl4rec.stage import set_up_process
+    from rl4rec.sweep.results import advice, sweep_table
+    from rl4rec.sweep.settings import SweepParams
+    from rl4rec.sweep.study import FOLDER, run_sweep
+
+    set_up_process()
+    sweep_params = load_settings(settings, SweepParams)
+    rows = run_sweep(root.resolve(), sweep_params, settings)
+    console = Console()
+    console.print(sweep_table(rows, sweep_params))
+    console.print(advice(rows, root / FOLDER), soft_wrap=True, highlight=False)
 
 
 @app.command()

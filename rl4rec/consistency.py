@@ -25,7 +25,7 @@ from rl4rec.yaml_files import read_yaml
 # schema of the settings, whose values are DVC parameters (every one of them is in params.yaml, which is checked too).
 WITHOUT_INFLUENCE = (
     *(f"rl4rec/{name}.py" for name in ("__init__", "errors", "messages", "stage", "distributed", "serving", "params")),
-    *("rl4rec/json_files.py", "rl4rec/yaml_files.py"),
+    *(f"rl4rec/{name}.py" for name in ("json_files", "machine_limits", "yaml_files")),
     *("rl4rec/registry/", "rl4rec/tracking"),
 )
 _UNTRACKED = ("tracking",)  # sections that change no output
@@ -45,8 +45,10 @@ def check_dvc(root: Path) -> list[str]:
     """
     settings = _read_yaml(root / "params.yaml")
     problems = [f"params.yaml: '{key}' is missing: every setting is listed" for key in _missing(Params, settings)]
-    stages = list(_stages(_read_yaml(root / "dvc.yaml").get("stages", {})))
-    made = {_name(out) for _, stage in stages for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])}
+    stages = list(dvc_stages(root))
+    made = {
+        out_name(out) for _, stage in stages for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])
+    }
     for name, stage in stages:
         script = root / str(stage["cmd"]).split()[1]
         variant = name.partition("@")[2]
@@ -184,10 +186,10 @@ def _compare_params(
         return
     read = {key for key in params_read(script) if key.split(".")[0] not in _UNTRACKED}
     foreign = _FOREIGN.get(variant or name, ())
-    needed = {leaf for key in read for leaf in _leaves(key, settings) if not leaf.startswith(foreign)}
+    needed = {leaf for key in read for leaf in leaves(key, settings) if not leaf.startswith(foreign)}
     covered: set[str] = set()
     for key in listed:
-        found = set(_leaves(str(key), settings))
+        found = set(leaves(str(key), settings))
         if not found:
             yield f"dvc.yaml: {name}: '{key}' in params is not in params.yaml"
         covered |= found
@@ -197,7 +199,7 @@ def _compare_params(
         yield f"dvc.yaml: {name}: '{leaf}' is covered by params but not read by {script.name}"
 
 
-def _leaves(key: str, settings: dict[str, Any]) -> Iterator[str]:
+def leaves(key: str, settings: dict[str, Any]) -> Iterator[str]:
     """Names of the single settings below a key."""
     value: Any = settings
     for part in key.split("."):
@@ -208,7 +210,7 @@ def _leaves(key: str, settings: dict[str, Any]) -> Iterator[str]:
         yield key
         return
     for part in value:
-        yield from _leaves(f"{key}.{part}", settings)
+        yield from leaves(f"{key}.{part}", settings)
 
 
 def _missing(model: type[BaseModel], values: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -228,9 +230,9 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 # --- dvc.yaml --------------------------------------------------------------------------------------
 
 
-def _stages(declared: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def dvc_stages(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every stage with its name; those with `foreach` or `matrix` once for each item, `${item...}` filled in."""
-    for name, stage in declared.items():
+    for name, stage in _read_yaml(root / "dvc.yaml").get("stages", {}).items():
         if "foreach" in stage:
             items = stage["foreach"]
             pairs = items.items() if isinstance(items, dict) else ((item, item) for item in items)
@@ -254,7 +256,8 @@ def _fill(value: Any, key: str, item: Any) -> Any:
     return value
 
 
-def _name(out: Any) -> str:
+def out_name(out: Any) -> str:
+    """The path of an entry of `outs`, which may have options."""
     return str(next(iter(out))) if isinstance(out, dict) else str(out)
 
 

@@ -10,7 +10,7 @@ import types
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -47,6 +47,9 @@ class Section(BaseModel):
     """Base of every section: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+S = TypeVar("S", bound=Section)
 
 
 # --- data ----------------------------------------------------------------------------------------
@@ -427,15 +430,21 @@ def load_params(path: Path | str = "params.yaml") -> Params:
         UserError: the file is missing, is not YAML, or a setting is unknown, of the wrong type or out of range;
             the message names the file, the key's path, the value and what is allowed.
     """
-    return validate_params(read_yaml(Path(path)), str(path))
+    return load_settings(Path(path), Params)
 
 
-def validate_params(settings: object, name: str) -> Params:
+def load_settings(path: Path, model: type[S]) -> S:
+    """Read and validate a file of settings, as `load_params` does, for another model."""
+    return validate_settings(read_yaml(path), str(path), model)
+
+
+def validate_settings(settings: object, name: str, model: type[S]) -> S:
     """Validate settings as they were read (None: all defaults).
 
     Args:
-        settings: nested as in `params.yaml`.
+        settings: nested as in the file.
         name: of where they come from, for the message.
+        model: what they are to be.
 
     Raises:
         UserError: as `load_params`.
@@ -443,28 +452,29 @@ def validate_params(settings: object, name: str) -> Params:
     if settings is None:
         settings = {}
     if not isinstance(settings, dict):
-        raise UserError(f"{name}: expected sections ({', '.join(Params.model_fields)}), got {shown(settings)}")
+        raise UserError(f"{name}: expected sections ({', '.join(model.model_fields)}), got {shown(settings)}")
     try:
-        return Params.model_validate(settings)
+        return model.model_validate(settings)
     except ValidationError as error:
-        raise UserError(_explain(name, error)) from None
+        raise UserError(explain(name, error, model)) from None
 
 
 _MOST_LINES = 20
 
 
-def _explain(name: str, error: ValidationError) -> str:
-    lines = [_line(item) for item in error.errors(include_url=False)]
+def explain(name: str, error: ValidationError, model: type[BaseModel] = Params) -> str:
+    """What is wrong with the settings of `name`, a line for each key."""
+    lines = [_line(item, model) for item in error.errors(include_url=False)]
     more = [] if len(lines) <= _MOST_LINES else [f"  and {len(lines) - _MOST_LINES} more"]
     title = f"{name}: {len(lines)} invalid setting{'s' if len(lines) > 1 else ''}"
     return "\n".join([title, *lines[:_MOST_LINES], *more])
 
 
-def _line(item: Any) -> str:
+def _line(item: Any, model: type[BaseModel]) -> str:
     """What is wrong with one setting."""
     if item["type"] == "extra_forbidden":
         *above, last = item["loc"]
-        known = _fields_at(above)
+        known = _fields_at(model, above)
         near = difflib.get_close_matches(str(last)[:100], known, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'? " if near else ""
         return f"  {_key(item['loc'])}: unknown key; {hint}Known here: {', '.join(known)}"
@@ -487,13 +497,14 @@ def _choices(item: Any) -> list[str]:
     return expected.replace(" or ", ", ").replace("'", "").split(", ")
 
 
-def _fields_at(location: Sequence[int | str]) -> list[str]:
+def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
     """Names of the keys that the section at `location` knows."""
-    model: type[BaseModel] = Params
+    annotation: Any = model
     for part in location:
-        annotation = model.model_fields[str(part)].annotation
+        if get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+        else:
+            annotation = annotation.model_fields[str(part)].annotation
         if get_origin(annotation) in (Union, types.UnionType):
             annotation = next(a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel))
-        assert isinstance(annotation, type)
-        model = annotation
-    return list(model.model_fields)
+    return list(annotation.model_fields)

@@ -16,6 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,12 +79,20 @@ class StageRun:
         """Log settings: nested mappings flattened with dots, `@` as `_at_`, values too long for MLflow cut."""
         if self._client is None or self.run_id is None:
             return
-        with _guard("params"):
+        with guard("params"):
             from mlflow.entities import Param
 
             params = [Param(key.replace("@", "_at_"), _param_text(value)) for key, value in flatten(values).items()]
             for start in range(0, len(params), _PARAMS_BATCH):
                 self._client.log_batch(self.run_id, params=params[start : start + _PARAMS_BATCH])
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Set tags, which unlike params may change."""
+        if self._client is None or self.run_id is None:
+            return
+        with guard("tags"):
+            for key, value in tags.items():
+                self._client.set_tag(self.run_id, key.replace("@", "_at_"), _param_text(value))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics at a step (buffered); `@` becomes `_at_`, which MLflow accepts in a name."""
@@ -103,7 +112,7 @@ class StageRun:
         if self._client is None or self.run_id is None or not self._pending:
             return
         wait = _RETRY_SECONDS
-        with _guard("metrics"):
+        with guard("metrics"):
             while self._pending:
                 self._client.log_batch(self.run_id, metrics=self._pending[:_BATCH], synchronous=True)
                 del self._pending[:_BATCH]
@@ -114,7 +123,7 @@ class StageRun:
         """Log the prepared data as an input of the run: digest, source and size; `context` is e.g. `training`."""
         if self._client is None:
             return
-        with _guard("dataset"):
+        with guard("dataset"):
             import mlflow
             from mlflow.data.dataset_source_registry import get_dataset_source_from_json
             from mlflow.data.meta_dataset import MetaDataset
@@ -129,16 +138,19 @@ class StageRun:
         """Log a saved policy as a servable model (`rl4rec/serving.py`): raw item ids in, ranked item ids out."""
         if self._client is None:
             return
-        with _guard("policy"):
+        with guard("policy"):
             log_policy_model(folder, data)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a file, or a folder with all it holds."""
         if self._client is None or self.run_id is None:
             return
-        with _guard(f"artifact {path}"):
+        with guard(f"artifact {path}"):
             log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
             log(self.run_id, str(path), folder)
+
+
+_REPLACEMENT: ContextVar[StageRun | None] = ContextVar("replacement", default=None)
 
 
 def log_policy_model(folder: Path, data: PreparedData) -> ModelInfo:
@@ -170,6 +182,16 @@ def log_policy_model(folder: Path, data: PreparedData) -> ModelInfo:
 
 
 @contextlib.contextmanager
+def replace_run(run: StageRun) -> Iterator[None]:
+    """Within, every `stage_run` is this run: a sweep runs a stage's script as it is, and listens."""
+    token = _REPLACEMENT.set(run)
+    try:
+        yield
+    finally:
+        _REPLACEMENT.reset(token)
+
+
+@contextlib.contextmanager
 def stage_run(stage: str, params: Params, *, name: str | None = None) -> Iterator[StageRun]:
     """Track a stage as a child run of its pipeline.
 
@@ -181,13 +203,17 @@ def stage_run(stage: str, params: Params, *, name: str | None = None) -> Iterato
     Yields:
         The run, which does nothing when tracking is off or could not start.
     """
+    replacement = _REPLACEMENT.get()
+    if replacement is not None:
+        yield replacement
+        return
     name = name or stage
     if not params.tracking.enabled or not is_main_process():
         yield StageRun()
         return
     run = StageRun()
     parent = None
-    with _guard("the start of the run"):
+    with guard("the start of the run"):
         client, parent, run_id = _start(stage, params, name)
         run = StageRun(client, run_id)
     run.log_params(stage_settings(params, stage, name.removeprefix(stage).strip("-@")))
@@ -201,7 +227,7 @@ def stage_run(stage: str, params: Params, *, name: str | None = None) -> Iterato
     finally:
         run.flush()
         if run.run_id is not None:
-            with _guard("the end of the run"):
+            with guard("the end of the run"):
                 _end(parent, status)
 
 
@@ -268,13 +294,13 @@ def use_server(params: TrackingParams, root: Path = Path(), *, patient: bool = F
     mlflow.set_tracking_uri(given)
 
 
-def connect(params: TrackingParams, *, patient: bool = False) -> tuple[MlflowClient, str]:
-    """Use the server; the client, and the id of the experiment, made active.
+def connect(params: TrackingParams, root: Path = Path(), *, patient: bool = False) -> tuple[MlflowClient, str]:
+    """Use the server; the client, and the id of the experiment, made active. `root` is that of `use_server`.
 
     Raises:
         MlflowException: the server does not answer.
     """
-    use_server(params, patient=patient)
+    use_server(params, root, patient=patient)
     import mlflow
 
     experiment = mlflow.set_experiment(params.experiment)
@@ -321,7 +347,7 @@ def _end(parent: str | None, status: str) -> None:
 
 
 @contextlib.contextmanager
-def _guard(what: str) -> Iterator[None]:
+def guard(what: str) -> Iterator[None]:
     """Turn whatever MLflow raises into a warning."""
     try:
         yield

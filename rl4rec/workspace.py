@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from rl4rec.errors import UserError, shown
-from rl4rec.params import validate_params
+from rl4rec.params import Params, validate_settings
 from rl4rec.yaml_files import read_yaml
 
 _LINKED = ("dvc.yaml", "pipelines", "rl4rec")
@@ -35,7 +35,7 @@ def make_workspace(root: Path, folder: Path, overrides: Path) -> None:
     if taken and not (folder / ".dvc").is_dir():
         raise UserError(f"{folder}: exists and is not a workspace; choose another folder")
     changed = merge_settings(_read(root / "params.yaml"), _read(overrides))
-    params = validate_params(changed, f"{overrides} over params.yaml")
+    params = validate_settings(changed, f"{overrides} over params.yaml", Params)
     if params.data.path is not None:
         # meant from the project's root, not from the workspace
         changed["data"]["path"] = str((root / params.data.path).resolve())
@@ -49,7 +49,7 @@ def make_workspace(root: Path, folder: Path, overrides: Path) -> None:
         draft.unlink(missing_ok=True)
     (folder / ".dvc").mkdir(exist_ok=True)
     (folder / ".dvc" / "config").write_text(_DVC_CONFIG)
-    (folder / ".dvcignore").write_text("__pycache__/\nmlruns/\nmlflow.db*\n")
+    (folder / ".dvcignore").write_text("__pycache__/\n.rl4rec/\nmlruns/\nmlflow.db*\n")
     for name in _LINKED:
         link = folder / name
         if not link.is_symlink():

@@ -17,6 +17,16 @@ from rl4rec.policy_init import create_policy
 NUM_ITEMS = 24
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs; making one takes seconds, so tests copy it."""
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+    return folder / "mlflow.db"
+
+
 @pytest.fixture
 def tiny_data(tmp_path: Path) -> PreparedData:
     """60 users who walk through 24 items in steps of 1 or, every fourth user, of 5."""

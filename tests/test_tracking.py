@@ -29,13 +29,6 @@ from rl4rec.tracking import PIPELINE_TAG, StageRun, flatten, pipeline_id, stage_
 PARAMS = Params.model_validate({"tracking": {"system_metrics": False}})
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mlflow")
-    MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
 def workspace(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.copy(empty_database, tmp_path / "mlflow.db")
