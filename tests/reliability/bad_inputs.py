@@ -476,7 +476,7 @@ OTHERS = [
     compared("a log is a folder", as_folder("logs/ppo.jsonl"), "logs/ppo.jsonl: cannot be read"),
     compared("oracle cut off", put("data/prepared/oracle.parquet", "PAR1"), "oracle.parquet: not a readable table"),
     compared("oracle of other items", lambda f: oracle(f, items=3), "oracle.parquet: of other users or items"),
-    Case("show-comparison: none", ("rl4rec", "show-comparison"), lambda _: None, ("metrics/comparison.json: no such file",)),
+    Case("show-comparison: none", ("rl4rec", "show-comparison"), gone("metrics/comparison.json"), ("metrics/comparison.json: no such file",)),
     Case("show-comparison: cut off", ("rl4rec", "show-comparison"), put("metrics/comparison.json", '{"k": '), ("comparison.json: not JSON",)),
     Case("show-comparison: something else", ("rl4rec", "show-comparison"), put("metrics/comparison.json", '{"k": 1}'), ("comparison.json: not a comparison",)),
     Case("collect-refit: something else", ("rl4rec", "collect-refit", "refit"), put("refit/metrics/sft.json", '{"protocol": 3}'), ("sft.json: not an evaluation",)),
