@@ -70,7 +70,7 @@ def fuzz_for(name: str, seconds: float) -> dict[str, object]:
             reached = max([reached, *map(int, re.findall(r"cov: (\d+)", done.stderr))])
             if done.returncode == 0:
                 break
-            failed.append(keep_crash(name, Path(place), done.stderr))
+            failed.append(keep_crash(name, Path(place), done.stderr + done.stdout))
     return {"seconds": round(seconds), "inputs": tried, "branches": reached, "failed": failed}
 
 
