@@ -15,13 +15,16 @@ import pyarrow.parquet as pq
 from rl4rec.errors import UserError, listed
 
 
-def read_parquet(path: Path, columns: Sequence[str] | None = None, *, then: str = "") -> pl.DataFrame:
+def read_parquet(
+    path: Path, columns: Sequence[str] | None = None, *, then: str = "", named_by: str = ""
+) -> pl.DataFrame:
     """The table of a parquet file.
 
     Args:
         path: the file.
         columns: which columns, in this order; None: all of them.
         then: what to do where it is missing or damaged, for the message.
+        named_by: where the names of the columns come from, for the message.
 
     Raises:
         UserError: the file is missing, unreadable, no parquet file or damaged, or a column is missing.
@@ -36,7 +39,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None, *, then: str 
             names = file.schema_arrow.names
             for column in columns or ():
                 if column not in names:
-                    raise UserError(f"{path}: no column '{column}'. The file has: {listed(names)}.{then}")
+                    raise UserError(f"{path}: no column '{column}'. The file has: {listed(names)}.{named_by}{then}")
             table = file.read(columns=None if columns is None else list(columns))
         table.validate(full=True)  # text that is not UTF-8, lists that lead outside of their values
         frame = pl.from_arrow(table)

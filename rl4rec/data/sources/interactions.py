@@ -57,7 +57,7 @@ def read_interactions(path: Path, columns: Columns) -> pl.DataFrame:
 
 
 def _read_parquet(path: Path, names: list[str]) -> pl.DataFrame:
-    table = read_parquet(path, names, then="Name your columns under data.columns in params.yaml.")
+    table = read_parquet(path, names, named_by=" Name yours under data.columns in params.yaml.")
     if table.is_empty():
         raise UserError(f"{path}: no records.")
     table = table.with_row_index(LINE, offset=1)
