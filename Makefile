@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install demo repro retrain remote refit study sweep test check format fuzz audit bench ui clean
+.PHONY: help install demo repro retrain remote refit study sweep test check format fuzz audit bench ui image clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -90,11 +90,14 @@ audit: $(READY) ## known vulnerabilities of the installed versions (needs pypi.o
 	@.ci/audit .venv-audit/bin/pip-audit "$$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 bench: $(READY) ## speed and memory, each against a named peer, an hour in all (some: make bench BENCH="evaluate sft")
-	@for name in $(or $(BENCH),prepare evaluate sft rl accuracy); do echo "== $$name"; python benchmarks/$$name.py || exit 1; done
+	@for name in $(or $(BENCH),prepare evaluate sft rl accuracy serve hostile); do echo "== $$name"; python benchmarks/$$name.py || exit 1; done
 
 ui: $(READY) ## the MLflow UI of mlflow.db on 127.0.0.1 (make ui PORT=5001; the demo's: make ui DIR=.demo)
 	@cd $(or $(DIR),.) && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 		mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri sqlite:///mlflow.db
+
+image: ## build the Dockerfile without an engine and run the demo in it, as root (sudo make image; .ci/image says how)
+	@.ci/image
 
 clean: ## remove the workspaces of demo, refit and study, the sweeps and all caches (not .venv, data, models or mlflow.db)
 	rm -rf .demo .refit .study .sweep .fuzz .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -12,17 +12,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
 
 from rl4rec.data.prepared import IntArray, PreparedData, Ragged, load_prepared
-from rl4rec.data.vocabulary import ITEM_OFFSET
+from rl4rec.data.vocabulary import ITEM_OFFSET, build_tokenizer
 from rl4rec.evaluation.ranking import Scorer
 from rl4rec.params import PolicyParams, load_params
+from rl4rec.policy_init import create_policy
 from rl4rec.scoring import Factors
 from rl4rec.trainers.monitor import peak_memory_mb
 
@@ -140,6 +143,18 @@ def pipeline_folder(folder: Path, **sft: object) -> PreparedData:
     (folder / "data").mkdir()
     (folder / "data" / "prepared").symlink_to(prepared)
     return load_prepared(prepared)
+
+
+def serving_workspace(folder: Path) -> PreparedData:
+    """A folder to serve from: `policy/` of Beauty's size, untrained, over made-up items, and their vocabulary."""
+    data = replace(made_up_data(), folder=folder / "data" / "prepared")
+    data.folder.mkdir(parents=True)
+    pl.DataFrame({"item": data.item_ids, "count": data.item_counts}).write_parquet(data.folder / "items.parquet")
+    (folder / "params.yaml").write_text("{}", encoding="utf-8")
+    torch.manual_seed(0)
+    policy, _ = create_policy(POLICY, data.item_ids, build_tokenizer(data.item_ids))
+    policy.save_pretrained(folder / "policy")
+    return data
 
 
 def start(command: list[str], folder: Path, core: int | None) -> subprocess.Popen[bytes]:

@@ -1,37 +1,37 @@
 """Latency and throughput of the served policy: `python benchmarks/serve.py`.
 
-Ours: the MLflow model of a policy (12,101 made-up items, one layer, width 64) behind `mlflow models serve`. The peer:
-the same architecture as transformers has it, behind the same server, generating ten item tokens greedily (with beams of
-one and no repeated item, `no_repeat_ngram_size=1`). Both answer the same histories over HTTP, one request after the
-other, with 1 and with 64 histories a request. Writes `benchmarks/results/serve.json`.
+Ours: the MLflow model of a policy (12,101 made-up items, one layer, width 64) behind `mlflow models serve`, and behind
+`rl4rec serve`. The peer: the same architecture as transformers has it, behind `mlflow models serve`, generating ten
+item tokens greedily (with beams of one and no repeated item, `no_repeat_ngram_size=1`). All answer the same histories
+over HTTP: one request after the other, with 1 and with 64 histories a request, then one history a request from eight
+clients at once. The servers run side by side and take turns, so that what else the machine does hits all alike. Writes
+`benchmarks/results/serve.json`.
 """
 
 from __future__ import annotations
 
-import contextlib
+import http.client
+import itertools
 import json
 import os
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
+import threading
 import time
-import urllib.request
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import mlflow
 import numpy as np
-import polars as pl
-from common import POLICY, Numbers, made_up_data, now, plain_model, save
+from common import Numbers, now, plain_model, save, serving_workspace
+from servers import mlflow_server, policy_server
 
-from rl4rec.data.vocabulary import ITEM_OFFSET, build_tokenizer
-from rl4rec.policy_init import create_policy
+from rl4rec.data.vocabulary import ITEM_OFFSET
 from rl4rec.tracking import log_policy_model
 
-REQUESTS = {1: 200, 64: 30}
+REQUESTS = {1: 100, 64: 10}  # a round
+CLIENTS, SECONDS = 8, 5.0  # at once, and for how long a round
+ROUNDS = 3
 PEER = """
 from pathlib import Path
 import mlflow, pandas as pd, torch
@@ -55,85 +55,84 @@ mlflow.models.set_model(Generate())
 """
 
 
-@contextlib.contextmanager
-def served(model: str) -> Iterator[str]:
-    """`mlflow models serve`; the address of its invocations."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "models",
-        "serve",
-        "-m",
-        model,
-        "--env-manager",
-        "local",
-        "-p",
-        str(port),
-    ]
-    process = subprocess.Popen(
-        [*command, "-w", "1"],
-        env=os.environ,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        for _ in range(600):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=2).close()
-                break
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/invocations"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
+class Client:
+    """Asks for ten items for some histories at a time, on one connection that is kept open."""
+
+    def __init__(self, address: str, histories: list[list[str]]) -> None:
+        self.connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+        self.histories = itertools.cycle(histories)
+
+    def ask(self, size: int) -> float:
+        """Milliseconds of a request with `size` histories."""
+        rows = [{"history": next(self.histories)} for _ in range(size)]
+        body = json.dumps({"dataframe_records": rows}).encode()
+        since = now()
+        self.connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
+        lists = json.loads(self.connection.getresponse().read())["predictions"]
+        took = 1000 * (now() - since)
+        assert len(lists) == size and len(lists[0]["items"]) == 10
+        return took
 
 
-def measure(address: str, histories: list[list[str]]) -> dict[str, Numbers]:
-    found: dict[str, Numbers] = {}
-    for size, count in REQUESTS.items():
-        seconds = []
-        for number in range(count + 5):
-            rows = [histories[(number * size + row) % len(histories)] for row in range(size)]
-            body = json.dumps({"dataframe_records": [{"history": row} for row in rows]}).encode()
-            request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
-            since = now()
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                lists = json.loads(answer.read())["predictions"]
-            seconds.append(now() - since)
-            assert len(lists) == size and len(lists[0]["items"]) == 10
-        seconds = seconds[5:]
-        found[f"batch_{size}"] = {
-            "p50_ms": round(1000 * statistics.median(seconds), 2),
-            "p99_ms": round(1000 * float(np.quantile(seconds, 0.99)), 2),
-            "histories_per_s": round(size / statistics.median(seconds), 1),
+def at_once(address: str, histories: list[list[str]]) -> float:
+    """Requests of one history a second, from several clients."""
+    until, counts = time.monotonic() + SECONDS, [0] * CLIENTS
+
+    def work(number: int) -> None:
+        client = Client(address, histories[number:])
+        while time.monotonic() < until:
+            client.ask(1)
+            counts[number] += 1
+        client.connection.close()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / SECONDS
+
+
+def measure(addresses: dict[str, str], histories: list[list[str]]) -> dict[str, dict[str, Numbers]]:
+    took = {name: {size: [] for size in REQUESTS} for name in addresses}  # type: dict[str, dict[int, list[float]]]
+    rates: dict[str, list[float]] = {name: [] for name in addresses}
+    for address in addresses.values():  # the first requests find nothing warm
+        for size in REQUESTS:
+            Client(address, histories).ask(size)
+    for _ in range(ROUNDS):
+        for size, count in REQUESTS.items():
+            for name, address in addresses.items():
+                client = Client(address, histories)
+                took[name][size] += [client.ask(size) for _ in range(count)]
+                client.connection.close()
+        for name, address in addresses.items():
+            rates[name].append(at_once(address, histories))
+    return {
+        name: {
+            f"batch_{size}": {
+                "p50_ms": round(statistics.median(each), 2),
+                "p99_ms": round(float(np.quantile(each, 0.99)), 2),
+                "requests_per_s": round(1000 / statistics.mean(each), 1),
+            }
+            for size, each in took[name].items()
         }
-    return found
+        | {"at_once": {"clients": CLIENTS, "requests_per_s": round(statistics.median(rates[name]), 1)}}
+        for name in addresses
+    }
 
 
 def main() -> None:
-    data = made_up_data()
-    histories = [[data.item_ids[item] for item in data.sequences[row][:-1]] for row in range(2000)]
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         folder = Path(scratch)
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        mlflow.set_experiment(artifact_location=str(folder / "artifacts"), experiment_name="serve")
-        policy, _ = create_policy(POLICY, data.item_ids, build_tokenizer(data.item_ids))
-        policy.save_pretrained(folder / "policy")
-        prepared = folder / "prepared"
-        prepared.mkdir()
-        pl.DataFrame({"item": data.item_ids, "count": data.item_counts}).write_parquet(prepared / "items.parquet")
+        data = serving_workspace(folder)
+        histories = [[data.item_ids[item] for item in data.sequences[row][:-1]] for row in range(2000)]
         plain_model().save_pretrained(folder / "plain")
         (folder / "peer.py").write_text(PEER.format(offset=ITEM_OFFSET), encoding="utf-8")
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        with mlflow.start_run():
-            from dataclasses import replace
-
-            ours = log_policy_model(folder / "policy", replace(data, folder=prepared))
+        mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
+        experiment = mlflow.create_experiment("serve", artifact_location=str(folder / "artifacts"))
+        with mlflow.start_run(experiment_id=experiment):
+            ours = log_policy_model(folder / "policy", data)
             peer = mlflow.pyfunc.log_model(
                 name="peer",
                 python_model=str(folder / "peer.py"),
@@ -141,18 +140,24 @@ def main() -> None:
                 signature=ours.signature,
                 pip_requirements=[],
             )
-        result = {}
-        for name, model in (("ours", ours), ("generate", peer)):
-            with served(model.model_uri) as address:
-                result[name] = measure(address, histories)
-    ratio = {
-        f"{key}_batch_{size}_vs_generate": round(
-            result["ours"][f"batch_{size}"][key] / result["generate"][f"batch_{size}"][key], 3
+        for name in ("mlflow", "peer"):
+            (folder / name).mkdir()
+        addresses = {
+            "rl4rec_serve": stack.enter_context(policy_server(folder, "--model", ours.model_uri))[0],
+            "mlflow_serve": stack.enter_context(mlflow_server(folder / "mlflow", ours.model_uri))[0],
+            "generate": stack.enter_context(mlflow_server(folder / "peer", peer.model_uri))[0],
+        }
+        found = measure(addresses, histories)
+    ratio = {}
+    for name in ("rl4rec_serve", "mlflow_serve"):
+        for part in ("batch_1", "batch_64"):
+            ratio[f"{name}_{part}_p50_vs_generate"] = round(
+                found[name][part]["p50_ms"] / found["generate"][part]["p50_ms"], 3
+            )
+        ratio[f"{name}_requests_per_s_vs_generate"] = round(
+            found[name]["at_once"]["requests_per_s"] / found["generate"]["at_once"]["requests_per_s"], 2
         )
-        for size in REQUESTS
-        for key in ("p50_ms", "histories_per_s")
-    }
-    save("serve", "http", ratio, result)
+    save("serve", "http", ratio, found)
 
 
 if __name__ == "__main__":

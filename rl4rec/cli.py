@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -13,10 +13,14 @@ from rl4rec.errors import UserError, shown
 from rl4rec.messages import debugging, redact, report
 from rl4rec.params import Trained, load_params, load_settings
 
+if TYPE_CHECKING:
+    from rl4rec.recommender import Recommender
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 ParamsPath = Annotated[Path, typer.Argument(help="The settings to check.")]
 Root = Annotated[Path, typer.Option("--root", help="The folder with dvc.yaml and params.yaml.")]
+Model = Annotated[str, typer.Option(help="A folder such as models/grpo, or a model of MLflow.")]
 
 
 @app.callback()
@@ -194,34 +198,39 @@ def monitor(
 def recommend(
     users: Annotated[Path, typer.Option(help="Parquet or JSON lines with a column `history` of lists of item ids.")],
     out: Annotated[Path, typer.Option(help="The parquet file to write.")],
-    model: Annotated[
-        str, typer.Option(help="A folder such as models/grpo, or a model of MLflow.")
-    ] = "models:/rl4rec@champion",
+    model: Model = "models:/rl4rec@champion",
     k: Annotated[int, typer.Option(help="Length of the lists.")] = 10,
     root: Root = Path(),
 ) -> None:
     """Write the k best items for every history of a file, with their scores."""
-    import tempfile
     import time
 
-    params = load_params(root / "params.yaml")
+    recommender = _recommender(model, root)
     from rl4rec.batch_scoring import recommend_file
-    from rl4rec.recommender import load_recommender
 
-    with tempfile.TemporaryDirectory() as scratch:
-        if model.startswith(("models:", "runs:")):
-            from rl4rec.registry.download import download_policy
-            from rl4rec.tracking import use_server
-
-            use_server(params.tracking, root, patient=True)
-            policy, items = download_policy(model, Path(scratch))
-        else:
-            policy, items = Path(model), root / "data" / "prepared" / "items.parquet"
-        recommender = load_recommender(policy, items)
-        since = time.perf_counter()
-        count = recommend_file(recommender, users, out, k=k)
+    since = time.perf_counter()
+    count = recommend_file(recommender, users, out, k=k)
     seconds = time.perf_counter() - since
     typer.echo(f"{out}: {count} lists in {seconds:.1f} s ({count / max(seconds, 1e-9):.0f} a second)")
+
+
+@app.command()
+def serve(
+    model: Model = "models:/rl4rec@champion",
+    host: Annotated[str, typer.Option(help="The address to listen on; the default is this machine only.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 5001,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a connection without an answer is cut.")] = 30,
+    root: Root = Path(),
+) -> None:
+    """Answer POST /invocations over HTTP, like `mlflow models serve`, with every request checked and bounded."""
+    recommender = _recommender(model, root)
+    from rl4rec.server import listen, run
+
+    with listen(host, port) as socket:
+        typer.echo(f"{model} on http://{host}:{socket.getsockname()[1]}/invocations")
+        run(recommender, socket, timeout=timeout)
 
 
 @app.command()
@@ -250,6 +259,18 @@ def promote(
 
 
 @app.command()
+def sync(path: ParamsPath = Path("params.yaml")) -> None:
+    """Send to MLflow what it did not take while stages ran: it was away, or a stage was killed."""
+    from rl4rec.tracking import sync as send
+    from rl4rec.tracking import use_server
+
+    tracking = load_params(path).tracking
+    use_server(tracking, patient=True)
+    count = send(tracking)
+    typer.echo(f"sent what {count} runs had left" if count else "nothing was left to send")
+
+
+@app.command()
 def rollback(root: Root = Path()) -> None:
     """Give the champion's place back to the version it replaced."""
     import contextlib
@@ -266,6 +287,23 @@ def _check_policy(name: str) -> None:
     known = get_args(Trained)
     if name not in known:  # it becomes a part of paths
         raise UserError(f"--policy: expected one of {', '.join(known)}, got {shown(name)}")
+
+
+def _recommender(model: str, root: Path) -> Recommender:
+    """The policy of a folder (whose vocabulary is that of the prepared data) or of MLflow."""
+    import tempfile
+
+    params = load_params(root / "params.yaml")
+    from rl4rec.recommender import load_recommender
+
+    if not model.startswith(("models:", "runs:")):
+        return load_recommender(Path(model), root / "data" / "prepared" / "items.parquet")
+    from rl4rec.registry.download import download_policy
+    from rl4rec.tracking import use_server
+
+    use_server(params.tracking, root, patient=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        return load_recommender(*download_policy(model, Path(scratch)))
 
 
 def main() -> None:

@@ -19,7 +19,12 @@ from rl4rec.saved_policy import load_policy
 from rl4rec.scoring import top_k
 
 MAX_IDS = 100_000  # of one history or exclusion: a request that is longer is a mistake or an attack
+MAX_ROWS, MAX_LISTED = 10_000, 200_000  # histories of one served request, and items in all of its lists
 _BATCH = 1024  # histories read at once
+
+
+class InvalidRequest(ValueError):
+    """Whoever asked must ask differently; the message says what was expected."""
 
 
 class Recommendation(NamedTuple):
@@ -61,16 +66,34 @@ class Recommender:
             exclude: b lists of further items not to show.
 
         Raises:
-            ValueError: k is out of range, or a list is too long or holds something else than text.
+            InvalidRequest: k is out of range, or what should be a list of text is not, or is too long.
         """
-        if not 1 <= k <= len(self.item_ids):
-            raise ValueError(f"k must be between 1 and {len(self.item_ids)}, the size of the catalogue; got {k}")
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(self.item_ids):
+            raise InvalidRequest(
+                f"k must be a whole number from 1 to {len(self.item_ids)}, the size of the catalogue; got {_short(k)}"
+            )
         answers: list[Recommendation] = []
         for start in range(0, len(histories), _BATCH):
             rows = histories[start : start + _BATCH]
             excluded = [()] * len(rows) if exclude is None else exclude[start : start + _BATCH]
             answers += self._batch([self._known(row) for row in rows], [self._known(row) for row in excluded], k)
         return answers
+
+    def answer(
+        self, histories: Sequence[Sequence[str]], *, k: int, exclude: Sequence[Sequence[str]] | None = None
+    ) -> list[Recommendation]:
+        """`recommend` for a server: no request may take long or have a huge answer.
+
+        Raises:
+            InvalidRequest: as `recommend`, or the request is empty, has too many histories, or asks for too much.
+        """
+        rows, sound = len(histories), isinstance(k, int) and 1 <= k <= len(self.item_ids)
+        if not 1 <= rows <= MAX_ROWS or (sound and rows * k > MAX_LISTED):
+            raise InvalidRequest(
+                f"a request may have 1 to {MAX_ROWS} histories, and lists of {MAX_LISTED} items together; got "
+                f"{rows} histories and k {_short(k)} (`rl4rec recommend` takes whole files)"
+            )
+        return self.recommend(histories, k=k, exclude=exclude)
 
     def _batch(
         self, histories: list[tuple[IntArray, list[str]]], excluded: list[tuple[IntArray, list[str]]], k: int
@@ -102,18 +125,28 @@ class Recommender:
 
     def _known(self, ids: Sequence[str]) -> tuple[IntArray, list[str]]:
         """Indices of the known ids, and the others."""
-        if isinstance(ids, str) or len(ids) > MAX_IDS:
-            raise ValueError(f"expected a list of at most {MAX_IDS} item ids, got {str(ids)[:40]!r}")
+        if not isinstance(ids, list | tuple) or len(ids) > MAX_IDS:
+            raise InvalidRequest(f"expected a list of at most {MAX_IDS} item ids, got {_short(ids)}")
         found, unknown = [], []
         for item in ids:
             if not isinstance(item, str):
-                raise ValueError(f"an item id must be text, got {item!r}")
+                raise InvalidRequest(f"an item id must be text, got {_short(item)}")
             row = self._index.get(item)
             if row is None:
                 unknown.append(item)
             else:
                 found.append(row)
         return np.array(found, dtype=np.int64), unknown
+
+
+def _short(value: object) -> str:
+    """A value for a message: of what strangers send only the beginning."""
+    if isinstance(value, list | tuple | dict):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and abs(value) >= 10**18:
+        return "a huge number"
+    text = repr(value if not isinstance(value, str) else value[:40])
+    return text[:60]
 
 
 def _best(scores: Tensor, hidden: list[IntArray], k: int) -> tuple[list[IntArray], list[list[float]]]:

@@ -5,6 +5,8 @@ nothing is pickled. Serve it with
 
     mlflow models serve -m models:/rl4rec@champion --env-manager local
 
+or with `rl4rec serve` (`server.py`), which is stricter and bounds what it reads:
+
     POST /invocations  {"dataframe_records": [{"history": ["B001", "B002"], "exclude": ["B009"]}], "params": {"k": 5}}
     ->                 {"predictions": [{"items": ["B007", ...], "scores": [3.1, ...], "unknown": []}]}
 """
@@ -16,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from rl4rec.recommender import Recommendation, load_recommender
-
-MAX_ROWS = 10_000  # histories of one request
+from rl4rec.recommender import InvalidRequest, Recommendation, load_recommender
 
 
 class PolicyModel(PythonModel):
@@ -42,20 +44,26 @@ class PolicyModel(PythonModel):
             of the request that the catalogue does not have; they were ignored).
 
         Raises:
-            ValueError: k is not between 1 and the size of the catalogue, or the request is too large.
+            MlflowException: the request is not of this form or too large; MLflow's server answers with status 400.
         """
-        if len(model_input) > MAX_ROWS:
-            raise ValueError(f"at most {MAX_ROWS} histories a request, got {len(model_input)}; see `rl4rec recommend`")
-        exclude = [_listed(row) for row in model_input["exclude"]] if "exclude" in model_input else None
-        answers = self.recommender.recommend(
-            [_listed(row) for row in model_input["history"]], k=int((params or {}).get("k", 10)), exclude=exclude
-        )
+        if "history" not in model_input:
+            raise MlflowException.invalid_parameter_value(
+                f"expected a column `history` of lists of item ids, got the columns {list(model_input)[:10]}"
+            )
+        exclude = [_cell(row, missing=[]) for row in model_input["exclude"]] if "exclude" in model_input else None
+        histories = [_cell(row) for row in model_input["history"]]
+        try:
+            answers = self.recommender.answer(histories, k=(params or {}).get("k", 10), exclude=exclude)
+        except InvalidRequest as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
         return pd.DataFrame(answers, columns=Recommendation._fields)
 
 
-def _listed(value: Any) -> list[str]:
-    """A cell as a list; one that is missing is empty."""
-    return [] if value is None or (isinstance(value, float) and value != value) else list(value)
+def _cell(value: Any, missing: Any = None) -> Any:
+    """A cell, as a list if it is an array (of a parquet file, say); `missing` if it is."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return missing if value is None or (isinstance(value, float) and value != value) else value
 
 
 mlflow.models.set_model(PolicyModel())  # how MLflow finds the model in this file

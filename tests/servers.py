@@ -22,9 +22,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def mlflow_server(folder: Path, backend: str) -> Iterator[str]:
+def mlflow_server(folder: Path, backend: str, port: int | None = None) -> Iterator[str]:
     """An MLflow server with artifacts in `folder`; its address."""
-    address = f"http://127.0.0.1:{(port := free_port())}"
+    address = f"http://127.0.0.1:{(port := port or free_port())}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", backend, "--artifacts-destination", str(folder / "artifacts")]
     settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -34,6 +34,27 @@ def mlflow_server(folder: Path, backend: str) -> Iterator[str]:
     try:
         _wait(f"{address}/health", process, folder / "server.log")
         yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+@contextmanager
+def model_server(folder: Path, model: str, *, mlflow: bool = False, timeout: float = 30) -> Iterator[str]:
+    """`rl4rec serve`, or `mlflow models serve`, of a model of MLflow; its address. Logs to `folder/server.log`."""
+    port = free_port()
+    if mlflow:
+        command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
+        command += ["--workers", "1", "--port", str(port)]
+    else:
+        code = "from rl4rec.cli import main; main()"
+        command = [sys.executable, "-c", code, "serve", "--model", model, "--port", str(port)]
+        command += ["--timeout", str(timeout), "--root", str(folder)]
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait(f"http://127.0.0.1:{port}/ping", process, folder / "server.log")
+        yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=30)

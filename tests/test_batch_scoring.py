@@ -94,5 +94,5 @@ def test_a_failure_in_the_middle_leaves_the_earlier_file_as_it_was(
 
 def test_k_out_of_range(recommender: Recommender, tmp_path: Path) -> None:
     pl.DataFrame({"history": [["i1"]]}).write_parquet(tmp_path / "u.parquet")
-    with pytest.raises(UserError, match="k must be between 1 and 24"):
+    with pytest.raises(UserError, match="k must be a whole number from 1 to 24"):
         recommend_file(recommender, tmp_path / "u.parquet", tmp_path / "out.parquet", k=25)

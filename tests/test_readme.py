@@ -47,7 +47,7 @@ def test_speed_table_equals_the_committed_benchmarks() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     results = {
         name: json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
-        for name in ("prepare", "evaluate", "sft", "rl")
+        for name in ("prepare", "evaluate", "sft", "rl", "serve")
     }
     sft, rl, ranking = (results[name]["ratio"] for name in ("sft", "rl", "evaluate"))
     expected = {
@@ -60,6 +60,12 @@ def test_speed_table_equals_the_committed_benchmarks() -> None:
         "PPO step, slates/s": f"{rl['ppo_vs_stock_trl']:.1f}x",
         "PPO step (one slate a prompt), slates/s": f"{rl['ppo_one_slate_vs_stock_trl']:.1f}x",
         "rollouts, slates/s": f"{rl['rollout_slates_per_s_vs_autoregressive']:.1f}x",
+        "`rl4rec serve`, one history a request, median latency": (
+            f"{results['serve']['ratio']['rl4rec_serve_batch_1_p50_vs_generate']:.2f}x"
+        ),
+        "`rl4rec serve`, requests/s of eight clients": (
+            f"{results['serve']['ratio']['rl4rec_serve_requests_per_s_vs_generate']:.1f}x"
+        ),
         "`prepare`, 198,502 rows": f"{results['prepare']['beauty_sized']['pandas_over_prepare']:.1f}x",
     }
     for label, figure in expected.items():
@@ -93,3 +99,39 @@ def test_refit_figures_are_those_of_the_committed_metrics() -> None:
         assert found["protocol"]["feedback"] == "latest"
         full, sampled = (found["test"][protocol]["ndcg@10"] for protocol in ("full", "sampled100"))
         assert f"{full:.4f} / {sampled:.4f}".replace("0.", ".") + f" {label}" in readme
+
+
+def test_serving_figures_are_those_of_the_committed_benchmarks() -> None:
+    text = (ROOT / "docs/mlops.md").read_text(encoding="utf-8")
+    hostile, serve, ranks = (
+        json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
+        for name in ("hostile", "serve", "served_ranks")
+    )
+    load, memory = hostile["load"], hostile["memory_mb"]
+    rows = [
+        f"| hostile requests | {hostile['hostile']['requests']:,} |",
+        f"| good ones in between, wrong answers | {hostile['good_between']['requests']}, "
+        f"{hostile['good_between']['wrong']} |",
+        f"| clients at once, for {load['seconds']:.0f} s | {load['clients']} |",
+        f"| their requests, wrong or failed answers | {load['requests']:,}, {load['wrong']} |",
+        "| crashes, answers with status 500 and above, tracebacks | "
+        + ", ".join(str(hostile[key]) for key in ("crashes", "server_errors", "tracebacks"))
+        + " |",
+        "| resident memory in MB: warm, half way through the hostile ones, after them, after the clients | "
+        + ", ".join(f"{memory[key]:.0f}" for key in ("warm", "half_way", "after_hostile", "after_load"))
+        + " |",
+        f"{ranks['equal']:,} of {ranks['users']:,} users equal, {ranks['tied']} with a score equal",
+        f"{ranks['different']} different",
+    ]
+    for name, label in (
+        ("rl4rec_serve", "`rl4rec serve`"),
+        ("mlflow_serve", "`mlflow models serve`, the same model"),
+        ("generate", "`mlflow models serve`, generating"),
+    ):
+        one, many, at_once = (serve["http"][name][part] for part in ("batch_1", "batch_64", "at_once"))
+        cells = [f"{batch[key]:.1f}" for batch in (one, many) for key in ("p50_ms", "p99_ms")]
+        cells += [f"{part['requests_per_s']:.0f}" for part in (one, many, at_once)]
+        rows.append(f"| {label} | {' | '.join(cells)} |")
+    assert (ranks["policy"], ranks["rounding"], ranks["never_shown"]) == ("grpo", 0, 0)
+    for row in rows:
+        assert row in text, row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 import tomllib
@@ -11,19 +12,30 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mlflow
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import polars as pl
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 
-from rl4rec.data.prepared import PreparedData
+from rl4rec.data.prepare import prepare
+from rl4rec.data.prepared import PreparedData, load_prepared
+from rl4rec.data.vocabulary import build_tokenizer
 from rl4rec.errors import UserError
-from rl4rec.evaluation.ranking import recommended_items
+from rl4rec.evaluation.files import save_evaluation
+from rl4rec.evaluation.protocols import evaluate
+from rl4rec.evaluation.ranking import ranked_fold, recommended_items
+from rl4rec.evaluation.scorers import load_scorer
+from rl4rec.params import DataParams, EvaluateParams, PolicyParams, SimulatedShop
 from rl4rec.policy import SlatePolicy
-from rl4rec.recommender import Recommender, load_recommender
+from rl4rec.policy_init import create_policy
+from rl4rec.recommender import MAX_ROWS, Recommender, load_recommender
 from rl4rec.scoring import Factors
-from rl4rec.serving import MAX_ROWS, PolicyModel
+from rl4rec.serving import PolicyModel
+from rl4rec.tracking import log_policy_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,7 +60,7 @@ def model(*, mask_seen: bool = True) -> PolicyModel:
 
 
 def predict(
-    served: PolicyModel, *histories: list[str], k: int, exclude: list[list[str] | None] | None = None
+    served: PolicyModel, *histories: list[str], k: Any, exclude: list[list[str] | None] | None = None
 ) -> list[tuple[list[str], list[float]]]:
     columns = {"history": list(histories)} | ({} if exclude is None else {"exclude": exclude})
     frame = served.predict(pd.DataFrame(columns), {"k": k})
@@ -79,9 +91,9 @@ def test_unknown_items_are_ignored_and_strangers_get_what_is_popular() -> None:
     assert rows == [(["C", "A"], [9.0, 5.0]), (["B", "E"], [10.0, 4.0]), (["C", "A"], [9.0, 5.0])]
 
 
-@pytest.mark.parametrize("k", [0, 6])
-def test_k_outside_of_the_catalogue(k: int) -> None:
-    with pytest.raises(ValueError, match="between 1 and 5"):
+@pytest.mark.parametrize("k", [0, 6, True, 2.0, "2", None])
+def test_k_outside_of_the_catalogue(k: Any) -> None:
+    with pytest.raises(MlflowException, match="whole number from 1 to 5"):
         predict(model(), ["A"], k=k)
 
 
@@ -100,7 +112,16 @@ def test_excluded_items_are_hidden_where_seen_ones_are_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("history", "message"), [("AB", "expected a list"), (["A", 7], "must be text, got 7"), (["A"] * 100_001, "at most")]
+    ("history", "message"),
+    [
+        ("AB", "expected a list of at most 100000 item ids, got 'AB'"),
+        (None, "expected a list"),
+        ({"A": 1}, "got a dict of 1"),
+        (["A", 7], "must be text, got 7"),
+        (["A", None], "must be text, got None"),
+        (["A", ["B"]], "must be text, got a list of 1"),
+        (["A"] * 100_001, "at most"),
+    ],
 )
 def test_what_is_not_a_list_of_ids_is_refused(history: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -108,23 +129,85 @@ def test_what_is_not_a_list_of_ids_is_refused(history: Any, message: str) -> Non
 
 
 def test_too_many_histories_are_refused() -> None:
-    with pytest.raises(ValueError, match=f"at most {MAX_ROWS} histories"):
+    with pytest.raises(MlflowException, match=f"may have 1 to {MAX_ROWS} histories"):
         model().predict(pd.DataFrame({"history": [["A"]] * (MAX_ROWS + 1)}))
 
 
-def test_ranking_is_the_evaluators_for_every_user(
-    tiny_policy: SlatePolicy, save_prepared: PreparedData, tmp_path: Path
-) -> None:
-    tiny_policy.save_pretrained(tmp_path / "policy")
-    recommender = load_recommender(tmp_path / "policy", save_prepared.folder / "items.parquet")
-    split = save_prepared.split("test")
-    histories = [split.history[row] for row in range(len(split.targets))]
-    scores = tiny_policy.scores(histories)
-    for row, history in enumerate(histories):
-        scores[row, torch.from_numpy(history)] = -torch.inf
-    expected = recommended_items(scores, 10).tolist()
-    found = recommender.recommend([[save_prepared.item_ids[item] for item in history] for history in histories], k=10)
-    assert [[save_prepared.item_ids[item] for item in row] for row in expected] == [answer.items for answer in found]
+def test_lists_that_are_too_long_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl4rec.recommender.MAX_LISTED", 9)
+    assert len(predict(model(), ["A"], ["A"], ["A"], k=3)) == 3
+    with pytest.raises(MlflowException, match="lists of 9 items together; got 4 histories and k 3"):
+        predict(model(), ["A"], ["A"], ["A"], ["A"], k=3)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with the simulated shop, an untrained policy, and its evaluation."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    data = prepare(
+        DataParams(source="simulated", simulated=SimulatedShop(users=400, items=80)), folder / "data" / "prepared"
+    )
+    torch.manual_seed(0)
+    params = PolicyParams(n_layer=1, n_embd=16, n_head=1, max_history=8)
+    policy, _ = create_policy(params, data.item_ids, build_tokenizer(data.item_ids))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    policy.save_pretrained(folder / "models" / "sft")
+    scorer = load_scorer("sft", data, folder / "models")
+    evaluation = evaluate("sft", scorer, data, EvaluateParams(negatives=20, batch_size=64))
+    save_evaluation(evaluation, folder / "metrics" / "sft.json", folder / "ranks" / "sft.parquet")
+    return folder
+
+
+def test_logged_model_ranks_like_the_evaluator_for_every_user(evaluated: Path) -> None:
+    """Whole rankings through MLflow: the lists are the evaluator's, and the target's place in them is its rank."""
+    data = load_prepared(evaluated / "data" / "prepared")
+    mlflow.set_tracking_uri(f"sqlite:///{evaluated}/mlflow.db")
+    experiment = mlflow.create_experiment("evaluated", artifact_location=str(evaluated / "artifacts"))
+    with mlflow.start_run(experiment_id=experiment):
+        logged = log_policy_model(evaluated / "models" / "sft", data)
+    served = mlflow.pyfunc.load_model(logged.model_uri)
+
+    fold = ranked_fold(data, "test")
+    ranks = pl.read_parquet(evaluated / "ranks" / "sft.parquet")
+    assert ranks["user_row"].to_list() == fold.user_rows.tolist() and len(fold.targets) > 300
+    scores = load_scorer("sft", data, evaluated / "models")([fold.history[row] for row in range(len(fold.targets))])
+    assert isinstance(scores, Factors)
+    masked = scores.states @ scores.items.T
+    masked[fold.seen_pairs(0, len(masked), masked.device)] = -torch.inf
+    expected = recommended_items(masked.detach(), data.num_items).tolist()
+
+    histories = [[data.item_ids[item] for item in fold.history[row]] for row in range(len(fold.targets))]
+    lists = served.predict(pd.DataFrame({"history": histories}), params={"k": data.num_items})["items"].tolist()
+    repeated = 0
+    for row, found in enumerate(lists):
+        assert found == [data.item_ids[item] for item in expected[row] if item >= 0]
+        target, rank = data.item_ids[fold.targets[row]], ranks["test_full"][row]
+        if fold.repeated[row]:  # seen before: never shown, and last in the evaluation
+            assert target not in found and rank == data.num_items - 1
+            repeated += 1
+        else:
+            assert found.index(target) == rank
+    assert repeated < len(lists) / 2
+
+
+def test_served_ranks_are_compared_with_a_file_of_the_evaluation(evaluated: Path, tmp_path: Path) -> None:
+    """`benchmarks/served_ranks.py`: all equal; one rank in the file moved, and it fails."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "served_ranks.py"), "--policy", "sft"]
+    command += ["--root", str(evaluated), "--out", str(tmp_path / "served.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "served.json").read_text())
+    assert (found["equal"] + found["never_shown"], found["different"]) == (found["users"], 0)
+
+    ranks = pl.read_parquet(evaluated / "ranks" / "sft.parquet")
+    moved = ranks["test_full"].to_list()
+    moved[7] += 1 if moved[7] < 40 else -1
+    ranks.with_columns(test_full=pl.Series(moved, dtype=pl.Int32)).write_parquet(evaluated / "ranks" / "moved.parquet")
+    (evaluated / "models" / "moved").symlink_to(evaluated / "models" / "sft")
+    done = subprocess.run([*command, "--policy", "moved"], capture_output=True, text=True, check=False)
+    assert (done.returncode, json.loads(done.stdout)["different"]) == (1, 1)
 
 
 def test_serving_needs_none_of_the_training_packages(
@@ -136,18 +219,22 @@ def test_serving_needs_none_of_the_training_packages(
     assert {"trl", "dvc", "peft"} <= set(training)
     tiny_policy.save_pretrained(tmp_path / "policy")
     code = (
-        "import sys\n"
+        "import json, sys\n"
         f"sys.modules.update(dict.fromkeys({training!r}))\n"
-        "import pandas, rl4rec.cli, rl4rec.serving as serving\n"
+        "import pandas, rl4rec.cli, rl4rec.server, rl4rec.serving as serving\n"
         "from types import SimpleNamespace as Context\n"
         "model = serving.PolicyModel()\n"
         f"model.load_context(Context(artifacts={{'policy': {str(tmp_path / 'policy')!r}, "
         f"'items': {str(save_prepared.folder / 'items.parquet')!r}}}))\n"
         "print(model.predict(pandas.DataFrame({'history': [['i1', 'i2']]}), {'k': 3})['items'][0])\n"
+        "request = {'dataframe_records': [{'history': ['i1', 'i2']}], 'params': {'k': 3}}\n"
+        "found = json.loads(rl4rec.server.answer(model.recommender, json.dumps(request).encode()))\n"
+        "print(found['predictions'][0]['items'])\n"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(ast.literal_eval(done.stdout.strip().splitlines()[-1])) == 3
+    by_mlflow, by_server = (ast.literal_eval(line) for line in done.stdout.strip().splitlines()[-2:])
+    assert len(by_mlflow) == 3 and by_mlflow == by_server
 
 
 def test_batches_do_not_matter(tiny_policy: SlatePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,10 +251,8 @@ def test_files_that_do_not_belong_together(
     tiny_policy: SlatePolicy, save_prepared: PreparedData, tmp_path: Path
 ) -> None:
     tiny_policy.save_pretrained(tmp_path / "policy")
-    with pytest.raises(UserError, match="not a policy and its vocabulary"):
+    with pytest.raises(UserError, match=r"nowhere/config\.json: no such file"):
         load_recommender(tmp_path / "nowhere", save_prepared.folder / "items.parquet")
-    import polars as pl
-
     pl.DataFrame({"item": ["a"], "count": [1]}).write_parquet(tmp_path / "items.parquet")
     with pytest.raises(UserError, match=r"a policy of 24 items, but .* has 1"):
         load_recommender(tmp_path / "policy", tmp_path / "items.parquet")

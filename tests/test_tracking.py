@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
-import socket
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -20,11 +16,11 @@ import polars as pl
 import psutil
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run
+from mlflow.entities import Run
 
 from rl4rec.data.prepared import PreparedData, Ragged
 from rl4rec.params import Params
-from rl4rec.tracking import PIPELINE_TAG, StageRun, flatten, pipeline_id, stage_run, stage_settings
+from rl4rec.tracking import PIPELINE_TAG, flatten, pipeline_id, stage_run, stage_settings
 
 PARAMS = Params.model_validate({"tracking": {"system_metrics": False}})
 
@@ -140,80 +136,6 @@ def test_tracking_off_touches_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         run.log_policy(tmp_path / "none", prepared(tmp_path / "again"))
         run.log_artifact(tmp_path / "none")
     assert not (tmp_path / "mlflow.db").exists()
-
-
-def test_a_server_that_is_down_costs_seconds_and_a_warning(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    start = time.monotonic()
-    with caplog.at_level(logging.WARNING), stage_run("sft", PARAMS) as run:
-        run.log_metrics({"train/loss": 1.0}, step=1)
-    assert time.monotonic() - start < 15
-    assert "MLflow: the start of the run not tracked" in caplog.text
-    assert runs() == ([], [])
-
-
-def test_a_server_that_dies_during_the_run(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def dead(*_: object, **__: object) -> None:
-        raise ConnectionError("gone")
-
-    with stage_run("sft", PARAMS) as run:
-        run.log_metrics({"train/loss": 1.0}, step=1)
-        run.log_metrics({"train/loss": 0.5}, step=2)
-        with monkeypatch.context() as broken:
-            broken.setattr(MlflowClient, "log_batch", dead)
-            broken.setattr(MlflowClient, "log_artifact", dead)
-            run.flush()
-            run.log_artifact(workspace / "mlflow.db")
-        monkeypatch.setattr(mlflow, "end_run", dead)
-    monkeypatch.undo()
-    assert caplog.text.count("not tracked: gone") == 3
-
-
-class FlakyClient:
-    """Takes metrics, except while it is down."""
-
-    def __init__(self) -> None:
-        self.down = False
-        self.requests: list[int] = []
-        self.steps: list[int] = []
-
-    def log_batch(self, run_id: str, metrics: list[Metric], synchronous: bool) -> None:
-        if self.down:
-            raise ConnectionError("server went away\nlong story")
-        self.requests.append(len(metrics))
-        self.steps += [metric.step for metric in metrics]
-
-
-def test_no_metric_is_lost_while_the_server_is_away(caplog: pytest.LogCaptureFixture) -> None:
-    flaky: Any = FlakyClient()
-    run = StageRun(flaky, "id")
-    run.log_metrics({"a": 1.0}, step=0)
-    flaky.down = True
-    for step in range(1, 2500):
-        run.log_metrics({"a": 1.0}, step=step)
-    run.flush()
-    flaky.down = False
-    run.flush()
-    assert flaky.steps == list(range(2500))
-    assert "metrics not tracked: server went away" in caplog.text
-    assert "long story" not in caplog.text
-
-
-def test_metrics_are_sent_in_batches() -> None:
-    flaky: Any = FlakyClient()
-    run = StageRun(flaky, "id")
-    for step in range(2500):
-        run.log_metrics({"a": 1.0}, step=step)
-    run.flush()
-    assert sum(flaky.requests) == 2500
-    assert len(flaky.requests) <= 4  # the first at once, then at most 1000 a request
 
 
 def test_flatten() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from optuna import TrialPruned
 
 from rl4rec.params import TrackingParams
-from rl4rec.tracking import StageRun, connect, guard
+from rl4rec.tracking import StageRun, connect, directly, guard
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,7 +23,7 @@ class SweepRun(StageRun):
     """The parent run; without tracking it does nothing, and neither do its children."""
 
     _mlflow: MlflowClient | None = None
-    _experiment = ""
+    _experiment = run_id = ""
 
     @classmethod
     def start(cls, params: TrackingParams, root: Path, stage: str, study: str) -> SweepRun:
@@ -43,14 +43,14 @@ class SweepRun(StageRun):
                     client.set_terminated(child.info.run_id, "KILLED")
             else:
                 run = mlflow.start_run(run_name=f"sweep-{stage}", tags={SWEEP_TAG: study, "rl4rec.stage": stage})
-            started = cls(client, str(run.info.run_id))
-            started._mlflow, started._experiment = client, experiment
+            run_id = str(run.info.run_id)
+            started = cls(directly(client, experiment, run_id))
+            started._mlflow, started._experiment, started.run_id = client, experiment, run_id
             return started
         return cls()
 
     def end(self, status: str) -> None:
-        """Send what is left and close the run."""
-        self.flush()
+        """Close the run."""
         if self._mlflow is not None:
             with guard("the end of the sweep's run"):
                 import mlflow
@@ -60,12 +60,13 @@ class SweepRun(StageRun):
     @contextmanager
     def trial(self, number: int, changes: Mapping[str, object]) -> Iterator[StageRun]:
         """A child run, whose state is that of the trial within."""
-        run = StageRun()
+        run, run_id = StageRun(), None
         if self._mlflow is not None:
             with guard("a trial"):
-                tags = {_PARENT: str(self.run_id), "rl4rec.trial": str(number)}
+                tags = {_PARENT: self.run_id, "rl4rec.trial": str(number)}
                 child = self._mlflow.create_run(self._experiment, tags=tags, run_name=f"trial-{number}")
-                run = StageRun(self._mlflow, str(child.info.run_id))
+                run_id = str(child.info.run_id)
+                run = StageRun(directly(self._mlflow, self._experiment, run_id))
         run.log_params(changes)
         state, status = "interrupted", "KILLED"
         try:
@@ -79,7 +80,6 @@ class SweepRun(StageRun):
             raise
         finally:
             run.set_tags({STATE_TAG: state})
-            run.flush()
-            if self._mlflow is not None and run.run_id is not None:
+            if self._mlflow is not None and run_id is not None:
                 with guard("the end of a trial"):
-                    self._mlflow.set_terminated(run.run_id, status)
+                    self._mlflow.set_terminated(run_id, status)

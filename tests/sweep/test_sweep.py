@@ -187,7 +187,7 @@ def test_no_further_trial_after_the_time(scripted: Path) -> None:
 def test_one_sweep_at_a_time(scripted: Path) -> None:
     (scripted / ".sweep").mkdir()
     with (scripted / ".sweep" / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_SH)
         with pytest.raises(UserError, match="another sweep is under way"):
             sweep(scripted)
     assert len(sweep(scripted, trials=1)) == 1
