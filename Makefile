@@ -8,6 +8,8 @@ PORT ?= 5000
 VENV := .venv
 READY := $(VENV)/.installed
 BIN := $(CURDIR)/$(VENV)/bin
+FUZZER := $(shell sed -n 's/^fuzz = \["\(.*\)"\]$$/\1/p' pyproject.toml)
+AUDITOR := $(shell sed -n 's/^audit = \["\(.*\)"\]$$/\1/p' pyproject.toml)
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)",*$$/\1/p' pyproject.toml)
 
 export PATH := $(BIN):$(PATH)
@@ -15,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install demo repro retrain remote refit study sweep test check format bench ui image clean
+.PHONY: help install demo repro retrain remote refit study sweep test check format fuzz audit bench ui image clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -78,6 +80,15 @@ format: $(READY) ## format the code, fix what can be fixed
 	ruff check --fix .
 	ruff format .
 
+fuzz: $(READY) ## coverage-guided fuzzing of all readers, FUZZ_SECONDS (60) each (some: make fuzz FUZZ="csv params")
+	@pip install -qq --disable-pip-version-check '$(FUZZER)'
+	@python benchmarks/fuzz.py $(FUZZ)
+
+audit: $(READY) ## known vulnerabilities of the installed versions (needs pypi.org)
+	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && \
+		.venv-audit/bin/pip install -qq --disable-pip-version-check '$(AUDITOR)'; }
+	@.ci/audit .venv-audit/bin/pip-audit "$$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
 bench: $(READY) ## speed and memory, each against a named peer, an hour in all (some: make bench BENCH="evaluate sft")
 	@for name in $(or $(BENCH),prepare evaluate sft rl accuracy serve hostile); do echo "== $$name"; python benchmarks/$$name.py || exit 1; done
 
@@ -89,4 +100,4 @@ image: ## build the Dockerfile without an engine and run the demo in it, as root
 	@.ci/image
 
 clean: ## remove the workspaces of demo, refit and study, the sweeps and all caches (not .venv, data, models or mlflow.db)
-	rm -rf .demo .refit .study .sweep .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	rm -rf .demo .refit .study .sweep .fuzz .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from rl4rec.errors import UserError, listed, shown
+from rl4rec.parquet_files import read_parquet
 from rl4rec.recommender import Recommender
 
 _AT_ONCE = 4096  # users between two writes
@@ -76,19 +77,13 @@ def _blocks(table: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
 
 
 def _read(path: Path) -> pl.DataFrame:
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: not a file. Name a parquet or JSON lines file.")
-    try:
-        match path.suffix:
-            case ".parquet":
-                table = pl.read_parquet(path)
-            case ".jsonl" | ".ndjson":
-                data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-                table = pl.read_ndjson(io.BytesIO(data), infer_schema_length=None) if data.strip() else pl.DataFrame()
-            case other:
-                raise UserError(f"{path}: unknown form {shown(other)}. Expected .parquet or .jsonl.")
-    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from None
+    match path.suffix:
+        case ".parquet":
+            table = read_parquet(path)
+        case ".jsonl" | ".ndjson":
+            table = _read_json_lines(path)
+        case other:
+            raise UserError(f"{path}: unknown form {shown(other)}. Expected .parquet or .jsonl.")
     if "history" not in table.columns:
         raise UserError(f"{path}: no column 'history'. The file has: {listed(table.columns)}.")
     if table.is_empty():
@@ -103,3 +98,14 @@ def _read(path: Path) -> pl.DataFrame:
     if taken:
         raise UserError(f"{path}: column '{min(taken)}' would be overwritten by the result. Rename it.")
     return table
+
+
+def _read_json_lines(path: Path) -> pl.DataFrame:
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a file. Name a parquet or JSON lines file.")
+    try:
+        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        return pl.read_ndjson(io.BytesIO(data), infer_schema_length=None) if data.strip() else pl.DataFrame()
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: cannot be read ({reason}).") from None

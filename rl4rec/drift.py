@@ -16,6 +16,7 @@ from rl4rec.data.prepared import PreparedData
 from rl4rec.errors import UserError, shown
 from rl4rec.json_files import read_json
 from rl4rec.params import MonitorParams
+from rl4rec.parquet_files import read_parquet
 
 FloatArray = npt.NDArray[np.float64]
 _GROUPS = 10  # of items, by popularity, each with a like share of the training interactions
@@ -159,12 +160,7 @@ def read_served(path: Path) -> pl.DataFrame:
     Raises:
         UserError: not a parquet file with a column `items` of lists of ids.
     """
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: not a file. Expected a parquet file, as `rl4rec recommend` writes it.")
-    try:
-        table = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise UserError(f"{path}: not a readable parquet file ({error}).") from None
+    table = read_parquet(path)
     if table.schema.get("items") != pl.List(pl.String) or table.is_empty():
         raise UserError(f"{path}: expected a column 'items' with lists of item ids, as `rl4rec recommend` writes it.")
     return table

@@ -15,7 +15,7 @@ import traceback
 # `/` too (but `host:5000/path@name` has a port).
 _CREDENTIALS = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?:[^\s'\"@/:]*:(?!\d+/)[^\s'\"]*|[^\s'\"@/]*)@")
 _QUERY = re.compile(
-    r"(?i)(?P<key>[?&](?:password|passwd|pwd|token|access_token|secret|api_key|signature|sig)=)[^&\s'\"]+"
+    r"(?i)(?P<key>[?&](?:[a-z-]*(?:password|token|secret|signature|credential)|passwd|pwd|api_key|sig)=)[^&\s'\"]+"
 )
 _SECRET_NAMES = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|API_KEY|ACCESS_KEY")
 _SHORTEST = 6  # characters of a secret: shorter values of such variables are words like `true`

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import polars as pl
 import torch
 from torch import Tensor
 from transformers import (
@@ -21,7 +19,9 @@ from transformers import (
 
 from rl4rec.data.vocabulary import ITEM_OFFSET, item_token
 from rl4rec.errors import UserError
+from rl4rec.json_files import read_json
 from rl4rec.params import SLATE_ROOM, PolicyParams
+from rl4rec.parquet_files import read_parquet
 from rl4rec.policy import SlatePolicy, SlatePolicyConfig
 
 logger = logging.getLogger(__name__)
@@ -74,11 +74,11 @@ def start_from_champion(policy: SlatePolicy, item_ids: Sequence[str], folder: Pa
     Raises:
         UserError: the champion is of another architecture.
     """
-    if json.loads((folder / "champion.json").read_text(encoding="utf-8"))["init"] == "fresh":
+    if read_json(folder / "champion.json", then="Run `dvc repro champion`.").get("init") == "fresh":
         return False
     champion = SlatePolicy.from_pretrained(folder / "policy")
     _check_same_architecture(policy, champion)
-    place = {item: row for row, item in enumerate(pl.read_parquet(folder / "items.parquet")["item"])}
+    place = {item: row for row, item in enumerate(read_parquet(folder / "items.parquet", ["item"])["item"])}
     theirs = torch.tensor([place.get(item, -1) for item in item_ids])  # (I,) the champion's index of each item
     offset, known = policy.config.item_offset, theirs >= 0
     if not known.any():

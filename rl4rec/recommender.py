@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rl4rec.data.prepared import IntArray
 from rl4rec.errors import UserError
+from rl4rec.parquet_files import read_parquet
 from rl4rec.policy import SlatePolicy
 from rl4rec.saved_policy import load_policy
 from rl4rec.scoring import top_k
@@ -166,10 +167,7 @@ def read_items(path: Path) -> pl.DataFrame:
     Raises:
         UserError: missing, damaged, or something else.
     """
-    try:
-        table = pl.read_parquet(path, columns=["item", "count"])
-    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise UserError(f"{path}: not a vocabulary ({error}). Run `dvc repro prepare`.") from None
+    table = read_parquet(path, ["item", "count"], then="Run `dvc repro prepare`.")
     whole = table.schema["item"] == pl.String and table.schema["count"].is_integer()
     if not whole or table["item"].n_unique() < len(table) or table.null_count().sum_horizontal().sum():
         raise UserError(f"{path}: not a vocabulary: expected distinct items and their counts. Run `dvc repro prepare`.")

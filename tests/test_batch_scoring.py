@@ -59,9 +59,9 @@ def test_missing_histories_are_empty_ones(recommender: Recommender, tmp_path: Pa
         ({"history": [["i1"]], "scores": [1.0]}, "u.parquet", "column 'scores' would be overwritten"),
         ({"history": []}, "u.parquet", "no users"),
         ({"history": [["i1"]]}, "u.csv", "unknown form '.csv'. Expected .parquet or .jsonl"),
-        (b"not parquet", "u.parquet", "cannot be read"),
+        (b"not parquet", "u.parquet", "not a readable parquet file"),
         (b"{broken", "u.jsonl", "cannot be read"),
-        (None, "u.parquet", "cannot be read"),
+        (None, "u.parquet", "no such file"),
     ],
 )
 def test_bad_files_are_named_and_nothing_is_written(

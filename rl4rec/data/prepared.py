@@ -28,10 +28,10 @@ import polars as pl
 
 from rl4rec.errors import UserError
 from rl4rec.json_files import read_json
+from rl4rec.parquet_files import read_parquet
 
 IntArray = npt.NDArray[np.int64]
 Fold = Literal["valid", "test"]
-_DAMAGED = (pl.exceptions.PolarsError, pl.exceptions.PanicException)  # what polars raises for a damaged file
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,10 @@ class PreparedData:
         if not path.exists():
             return None
         rows = self.split(fold).user_rows
+        column = read_parquet(path, [fold], then="Run `dvc repro prepare`.")[fold].to_numpy()
         try:
-            column = pl.read_parquet(path, columns=[str(fold)])[fold].to_numpy()
             table: npt.NDArray[np.float32] = np.stack(list(column[rows])).astype(np.float32)
-        except (OSError, ValueError, LookupError, TypeError, *_DAMAGED) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise UserError(f"{path}: not a readable table ({error}). Run `dvc repro prepare`.") from None
         if table.shape != (len(rows), self.num_items):
             raise UserError(f"{path}: of other users or items than {self.folder}. Run `dvc repro prepare`.")
@@ -194,16 +194,8 @@ def load_prepared(folder: Path | str) -> PreparedData:
     """
     folder = Path(folder)
     again = "Run `dvc repro prepare`."
-    tables = []
-    for name, columns in (("sequences", ["user", "items"]), ("items", ["item", "count"])):
-        path = folder / f"{name}.parquet"
-        try:
-            tables.append(pl.read_parquet(path, columns=columns))
-        except FileNotFoundError as error:
-            raise UserError(f"{folder}: not a prepared data set ({error}). Run `dvc repro prepare` first.") from None
-        except (OSError, *_DAMAGED) as error:
-            raise UserError(f"{folder}: damaged prepared data ({path.name}: {error}). {again}") from None
-    table, items = tables
+    table = read_parquet(folder / "sequences.parquet", ["user", "items"], then=again)
+    items = read_parquet(folder / "items.parquet", ["item", "count"], then=again)
     stats = read_json(folder / "stats.json", then=again)
     problem = _problem(table, items, stats)
     if problem:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from rl4rec.errors import UserError, shown
 from rl4rec.evaluation.protocols import FOLDS, METRICS, Evaluation
 from rl4rec.json_files import read_json
+from rl4rec.parquet_files import read_parquet
 
 _BEYOND = ("coverage", "popularity", "popularity_percentile")
 
@@ -90,12 +91,7 @@ def load_evaluation(metrics_path: Path, ranks_path: Path) -> Evaluation:
     """
     again = f"Run `dvc repro evaluate@{metrics_path.stem}`."
     metrics = load_metrics(metrics_path, then=again)
-    try:
-        ranks = pl.read_parquet(ranks_path)
-    except FileNotFoundError:
-        raise UserError(f"{ranks_path}: no such file, so there is nothing to compare. {again}") from None
-    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise UserError(f"{ranks_path}: not a readable parquet file ({error}). {again}") from None
+    ranks = read_parquet(ranks_path, then=again)
     for column in ("user_row", *(f"{fold}_{protocol}" for fold in FOLDS for protocol in ("full", "sampled"))):
         if column not in ranks.columns:
             raise UserError(f"{ranks_path}: no column '{column}'. {again}")

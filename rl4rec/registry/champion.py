@@ -68,14 +68,15 @@ def no_champion(out: Path, reason: str) -> None:
 
 
 def _download(uri: str, folder: Path) -> None:
-    import polars as pl
-
+    from rl4rec.recommender import read_items
     from rl4rec.registry.download import download_policy
+    from rl4rec.saved_policy import load_policy
 
     with tempfile.TemporaryDirectory() as scratch:
         policy, items = download_policy(uri, Path(scratch))
+        load_policy(policy, then=f"{uri} is no policy of this project.")
         shutil.copytree(policy, folder / "policy")
-        pl.read_parquet(items, columns=["item"]).write_parquet(folder / "items.parquet")
+        read_items(items).select("item").write_parquet(folder / "items.parquet")
 
 
 def _describe(folder: Path, content: dict[str, str]) -> None:

@@ -43,7 +43,7 @@ def read_bytes(path: Path) -> bytes:
         ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
-    if not data.strip():
+    if not data.removeprefix(_BOM).strip():
         raise UserError(f"{path}: the file is empty. Expected one record a line.")
     return data
 

@@ -13,15 +13,15 @@ import polars as pl
 from rl4rec.data.sources.files import (
     LINE,
     check_complete,
-    check_file,
     check_ids,
     read_bytes,
     read_delimited,
     read_json_lines,
 )
-from rl4rec.errors import UserError, listed, shown
+from rl4rec.errors import UserError, shown
 from rl4rec.json_files import parse_json
 from rl4rec.params import Columns
+from rl4rec.parquet_files import read_parquet
 
 
 def read_interactions(path: Path, columns: Columns) -> pl.DataFrame:
@@ -57,21 +57,10 @@ def read_interactions(path: Path, columns: Columns) -> pl.DataFrame:
 
 
 def _read_parquet(path: Path, names: list[str]) -> pl.DataFrame:
-    check_file(path)
-    try:
-        lazy = pl.scan_parquet(path)
-        found = lazy.collect_schema().names()
-        missing = [name for name in names if name not in found]
-        if missing:
-            raise UserError(
-                f"{path}: no column '{missing[0]}'. The file has: {listed(found)}. "
-                "Name yours under data.columns in params.yaml."
-            )
-        table = lazy.select(names).collect(engine="streaming").with_row_index(LINE, offset=1)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({error}).") from None
+    table = read_parquet(path, names, named_by=" Name yours under data.columns in params.yaml.")
     if table.is_empty():
         raise UserError(f"{path}: no records.")
+    table = table.with_row_index(LINE, offset=1)
     check_complete(path, table, names)
     return table
 
