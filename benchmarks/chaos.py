@@ -135,14 +135,18 @@ def series(folder: Path, stage: str) -> dict[str, list[tuple[int, float]]]:
     # one that was killed between its end and that of its process has finished, too
     run = max((run for run in runs if run.info.status == "FINISHED"), key=lambda run: int(run.info.start_time))
     return {
-        name: [(entry.step, entry.value) for entry in client.get_metric_history(run.info.run_id, name)]
+        name: sorted((entry.step, entry.value) for entry in client.get_metric_history(run.info.run_id, name))
         for name in run.data.metrics
         if not name.endswith(CLOCKS)
     }
 
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+    """Names of what differs; of the series in MLflow each by its own."""
+    flat = [{**each, **{f"mlflow {name}": value for name, value in each["mlflow"].items()}} for each in (first, second)]
+    for each in flat:
+        del each["mlflow"]
+    return sorted(name for name in flat[0].keys() | flat[1].keys() if flat[0].get(name) != flat[1].get(name))
 
 
 def chaos(scratch: Path, *, kills: int, seed: int, stages: tuple[str, ...] = STAGES) -> Iterator[dict[str, Any]]:

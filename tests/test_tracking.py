@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,6 +86,17 @@ def test_a_stage_is_a_child_of_its_pipeline(workspace: Path) -> None:
     assert (ppo.data.params["rl.algorithm"], grpo.data.params["rl.algorithm"]) == ("ppo", "grpo")
     assert (ppo.data.params["rl.batch_size"], grpo.data.params["rl.batch_size"]) == ("1024", "128")
     assert pipeline.data.params["rl.grpo.num_sample_generations"] == "8"
+
+
+def test_a_series_has_one_value_a_step(workspace: Path) -> None:
+    with stage_run("sft", PARAMS) as run:
+        for step in (1, 2):
+            run.log_metrics({"samples": 10.0 * step, "seconds": 1.0, "train/loss": 0.5}, step=step)
+            time.sleep(0.01)
+            run.log_metrics({"samples": 10.0 * step, "seconds": 1.1, "valid/full/ndcg@10": 0.1}, step=step)
+    _, (stage,) = runs()
+    for name in ("samples", "seconds", "train/loss", "valid/full/ndcg_at_10"):
+        assert [entry.step for entry in client().get_metric_history(stage.info.run_id, name)] == [1, 2]
 
 
 def test_another_pipeline_has_another_run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ class StageRun:
 
     def __init__(self, send: Send | None = None) -> None:
         self._send: Send = send or _drop
+        self._latest: dict[str, int] = {}  # step of each series
 
     def log_params(self, values: Mapping[str, object]) -> None:
         """Log settings: nested mappings flattened with dots, `@` as `_at_`, values too long for MLflow cut."""
@@ -49,9 +50,16 @@ class StageRun:
         self._send({"do": "tags", "values": params_of(tags)})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log metrics at a step; `@` becomes `_at_`, which MLflow accepts in a name."""
-        rows = [(named(name), float(value), now(), step or 0) for name, value in metrics.items()]
-        self._send({"do": "metrics", "rows": rows})
+        """Log metrics at a step; `@` becomes `_at_`, which MLflow accepts in a name.
+
+        A series has one value a step, the first: rows of training and of validation share `samples` and `seconds`.
+        """
+        fresh = {name: value for name, value in metrics.items() if step is None or self._latest.get(name) != step}
+        if step is not None:
+            self._latest.update(dict.fromkeys(fresh, step))
+        rows = [(named(name), float(value), now(), step or 0) for name, value in fresh.items()]
+        if rows:
+            self._send({"do": "metrics", "rows": rows})
 
     def log_dataset(self, data: PreparedData, context: str) -> None:
         """Log the prepared data as an input of the run: digest, source and size; `context` is e.g. `training`."""
