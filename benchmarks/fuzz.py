@@ -82,7 +82,9 @@ def keep_crash(name: str, place: Path, output: str) -> str:
             (CRASHES / f"{name}-{path.name}").write_bytes(path.read_bytes())
             path.unlink()
     (CRASHES / f"{name}.log").write_text(output[-20_000:], encoding="utf-8")
-    raised = re.findall(r"^(?:[\w.]+(?:Error|Exception|Warning)\b.*|.*ERROR: libFuzzer.*)$", output, re.M)
+    raised = re.findall(
+        r"^(?:[\w.]+(?:Error|Exception|Warning|Invalid|Implemented)\b.*|.*ERROR: libFuzzer.*)$", output, re.M
+    )
     return raised[0][:200] if raised else "the process ended"
 
 
