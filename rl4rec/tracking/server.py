@@ -77,8 +77,28 @@ def connect(params: TrackingParams, root: Path = Path(), *, patient: bool = Fals
     use_server(params, root, patient=patient)
     import mlflow
 
+    _make_database(mlflow.get_tracking_uri())
     experiment = mlflow.set_experiment(params.experiment)
     return mlflow.MlflowClient(), str(experiment.experiment_id)
+
+
+def _make_database(address: str) -> None:
+    """Make a database file that is not there yet, in one step.
+
+    MLflow needs seconds to build its tables, and cannot go on with a database whose building was interrupted.
+    """
+    prefix = "sqlite:///"
+    path = Path(address.removeprefix(prefix))
+    if not address.startswith(prefix) or path.exists():
+        return
+    import mlflow
+
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    mlflow.MlflowClient(f"{prefix}{draft}").search_experiments(max_results=1)
+    with contextlib.suppress(FileExistsError):  # another process was faster
+        os.link(draft, path)
+    draft.unlink()
 
 
 @contextlib.contextmanager

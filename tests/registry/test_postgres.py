@@ -50,13 +50,13 @@ def test_a_stage_is_tracked(client: MlflowClient, project: Path, monkeypatch: py
         run.log_metrics({"valid/full/ndcg@3": 0.5}, step=2)
         (project / "report.html").write_text("<p>")
         run.log_artifact(project / "report.html", "report")
-    assert run.run_id is not None
-    found = client.get_run(run.run_id)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (found,) = client.search_runs(experiments, "attributes.run_name = 'rl-grpo'")
     assert found.info.status == "FINISHED"
-    history = client.get_metric_history(run.run_id, "valid/full/ndcg_at_3")
+    history = client.get_metric_history(found.info.run_id, "valid/full/ndcg_at_3")
     assert [(metric.step, metric.value) for metric in history] == [(1, 0.25), (2, 0.5)]
     assert found.data.params["rl.algorithm"] == "grpo"
-    assert [file.path for file in client.list_artifacts(run.run_id, "report")] == ["report/report.html"]
+    assert [file.path for file in client.list_artifacts(found.info.run_id, "report")] == ["report/report.html"]
     parent = client.get_run(found.data.tags["mlflow.parentRunId"])
     assert parent.data.tags[PIPELINE_TAG] == "postgres"
 
