@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -154,32 +155,30 @@ def chaos(scratch: Path, *, kills: int, seed: int, stages: tuple[str, ...] = STA
     base = scratch / "base"
     base.mkdir()
     (base / "params.yaml").write_text(yaml.safe_dump(SETTINGS))
+    # MLflow keeps databases open by their path: a folder's name is never used twice
+    folders = (scratch / f"run-{number}" for number in itertools.count())
     for stage in STAGES:
-        whole = scratch / "whole"
-        shutil.copytree(base, whole)
+        whole = shutil.copytree(base, next(folders))
         since = time.monotonic()
         finish(start(whole, stage), whole, stage)
         seconds, expected = time.monotonic() - since, results(whole, stage)
         if stage in stages:
-            again = scratch / "again"
-            shutil.copytree(base, again)
+            again = shutil.copytree(base, next(folders))
             finish(start(again, stage), again, stage)
             repeated = differences(expected, results(again, stage))
             shutil.rmtree(again)
             report: dict[str, Any] = {"stage": stage, "repeated_differs": repeated, "kills": []}
             rows = len(expected.get("log", ()))
             while len(report["kills"]) < kills:
-                folder = scratch / "killed"
-                shutil.copytree(base, folder)
+                folder = shutil.copytree(base, next(folders))
                 moments = [
                     kill(start(folder, stage), folder, stage, rng, rows=rows, seconds=seconds)
                     for _ in range(rng.choice((1, 1, 2)))
                 ]
                 if "had finished" not in moments:
                     finish(start(folder, stage), folder, stage)
-                    report["kills"].append(
-                        {"moments": moments, "differs": differences(expected, results(folder, stage))}
-                    )
+                    found = differences(expected, results(folder, stage))
+                    report["kills"].append({"moments": moments, "differs": found})
                 shutil.rmtree(folder)
             yield report
         shutil.rmtree(base)

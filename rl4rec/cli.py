@@ -113,6 +113,14 @@ def sweep(
 
 
 @app.command()
+def charts(root: Root = Path()) -> None:
+    """Print the last results as Mermaid charts, for the page of a CI job or a merge request."""
+    from rl4rec.summary import charts as draw
+
+    typer.echo(draw(root))
+
+
+@app.command()
 def show_comparison(root: Root = Path()) -> None:
     """Print the comparison table of the last `dvc repro`, and where the report and the MLflow UI are."""
     from rich.console import Console

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,12 +46,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def deliver(folder: Path, name: str, first: int, last: int) -> None:
-    """Interactions of some of the simulated shop's users, ingested."""
+def delivery(folder: Path, name: str, first: int, last: int) -> Path:
+    """A table with the interactions of some of the simulated shop's users."""
     events = simulate(SimulatedShop(users=700, items=30, tastes=2, mean_length=7)).events()
     users = events["user"].unique(maintain_order=True)[first:last]
     events.filter(pl.col("user").is_in(users.implode())).write_csv(folder.parent / name)
-    run(folder, sys.executable, "-c", "from rl4rec.cli import main; main()", "ingest", str(folder.parent / name))
+    return folder.parent / name
 
 
 def change(folder: Path, section: str, **settings: object) -> None:
@@ -62,8 +61,9 @@ def change(folder: Path, section: str, **settings: object) -> None:
     load_params(folder / "params.yaml")
 
 
-def retrain(folder: Path, server: str) -> str:
-    return run(folder, "env", f"MLFLOW_TRACKING_URI={server}", str(ROOT / ".ci" / "retrain"))
+def retrain(folder: Path, server: str, incoming: Path | None = None) -> str:
+    given = [f"MLFLOW_TRACKING_URI={server}", *([f"RL4REC_INCOMING={incoming}"] if incoming else [])]
+    return run(folder, "env", *given, str(ROOT / ".ci" / "retrain"))
 
 
 @pytest.mark.timeout(1500)
@@ -77,17 +77,17 @@ def test_first_promoted_worse_refused_new_data_promoted(tmp_path: Path, server: 
         folder, "compare", gate={"metric": "full/ndcg@5", "guards": {"sampled15/ndcg@5": 0.2, "full/coverage@5": 0.9}}
     )
     run(folder, "dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "remote"))
-    deliver(folder, "first.csv", 0, 100)
     client = MlflowClient(server)
 
     def champion() -> str:
         return str(client.get_model_version_by_alias("shop", "champion").version)
 
-    first = retrain(folder, server)
+    first = retrain(folder, server, delivery(folder, "first.csv", 0, 100))
     assert stages_run(first) == STAGES
     assert "promoted: there is no champion yet" in first
     assert champion() == "1"
-    assert "- promoted" in (folder / "reports/summary.md").read_text()
+    summary = (folder / "reports/summary.md").read_text()
+    assert "- promoted" in summary and "xychart-beta" in summary
     run(folder, "git", "add", ".")
     run(folder, "git", "commit", "--quiet", "-m", "first")
 
@@ -102,8 +102,11 @@ def test_first_promoted_worse_refused_new_data_promoted(tmp_path: Path, server: 
     change(folder, "sft", max_steps=None)
     assert stages_run(retrain(folder, server)) == set()  # all of it is in the cache
     change(folder, "sft", init="champion")
-    deliver(folder, "second.csv", 100, 700)
-    better = retrain(folder, server)
+    few = retrain(folder, server, delivery(folder, "few.csv", 100, 101))
+    assert "retraining is not due" in few and stages_run(few) == set()
+    assert "not due" in (folder / "reports/summary.md").read_text()
+    better = retrain(folder, server, delivery(folder, "second.csv", 101, 700))
+    assert "retraining is due" in better
     assert stages_run(better) == STAGES
     assert "promoted: full/ndcg@5 is better" in better
     assert json.loads((folder / "models/champion/champion.json").read_text())["version"] == "1"
