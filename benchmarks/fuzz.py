@@ -82,7 +82,9 @@ def keep_crash(name: str, place: Path, output: str) -> str:
             (CRASHES / f"{name}-{path.name}").write_bytes(path.read_bytes())
             path.unlink()
     (CRASHES / f"{name}.log").write_text(output[-20_000:], encoding="utf-8")
-    raised = re.findall(r"^(?:[\w.]+(?:Error|Exception|Warning)\b.*|.*ERROR: libFuzzer.*)$", output, re.M)
+    raised = re.findall(
+        r"^(?:[\w.]+(?:Error|Exception|Warning|Invalid|Implemented)\b.*|.*ERROR: libFuzzer.*)$", output, re.M
+    )
     return raised[0][:200] if raised else "the process ended"
 
 
@@ -120,9 +122,9 @@ def main() -> None:
     found = {}
     for name in arguments.names or TARGETS:
         found[name] = fuzz_for(name, arguments.seconds)
+        save({name: found[name]})
         sys.stdout.write(f"{name}: {json.dumps(found[name])}\n")
         sys.stdout.flush()
-    save(found)
     if any(each["failed"] for each in found.values()):
         sys.exit(1)
 
@@ -133,7 +135,7 @@ def save(found: dict[str, dict[str, object]]) -> None:
         targets = json.loads(RESULTS.read_text(encoding="utf-8"))["targets"]
     except FileNotFoundError:
         targets = {}
-    targets |= found
+    targets = dict(sorted((targets | found).items()))
     total = {key: sum(each[key] for each in targets.values()) for key in ("seconds", "inputs")}
     total["failed"] = sum(len(each["failed"]) for each in targets.values())
     versions = {name: importlib.metadata.version(name) for name in ("atheris", "polars", "pyyaml")}

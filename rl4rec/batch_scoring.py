@@ -41,6 +41,10 @@ def recommend_file(recommender: Recommender, users: Path, out: Path, *, k: int) 
     kept = table.drop("history", "exclude", strict=False)
     if out.is_dir():
         raise UserError(f"{out}: is a folder. Name the parquet file to write.")
+    try:
+        pq.write_table(kept.clear().to_arrow(), io.BytesIO())
+    except pa.ArrowException as error:
+        raise UserError(f"{users}: a column that parquet cannot hold ({error}). Leave it out.") from None
     part = out.with_name(f"{out.name}.{os.getpid()}.part")
     writer: pq.ParquetWriter | None = None
     try:

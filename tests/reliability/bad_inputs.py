@@ -421,6 +421,14 @@ def set_metrics(change: Callable[[dict[str, Any]], object]) -> Damage:
     return edit_json("metrics/ppo.json", change)
 
 
+SWEEPS = (
+    ("not YAML", "stage: [", "not valid YAML"),
+    ("a list", "- 1", "got [1]"),
+    ("unknown key", "stages: sft", "stages: unknown key"),
+    ("an object tag", "stage: !!python/object/apply:os.system ['touch executed']", "not valid YAML"),
+    ("a bomb of aliases", BOMB, "stands for more than"),
+    ("nested without end", "[" * 50_000, "nested too deeply"),
+)
 OTHERS = [
     recommended("no such file", gone("users.jsonl"), "users.jsonl: cannot be read"),
     recommended("empty file", put("users.jsonl", ""), "users.jsonl: no column 'history'"),
@@ -433,13 +441,14 @@ OTHERS = [
     recommended("text for a list", put("users.jsonl", '{"history": "i1"}\n'), "column 'history' must hold lists"),
     recommended("a null id", put("users.jsonl", '{"history": ["i1", null]}\n'), "users.jsonl: an item id must be text, got None"),
     recommended("a column of the result", put("users.jsonl", '{"history": ["i1"], "scores": 1}\n'), "column 'scores' would be overwritten"),
+    recommended("numbers that parquet cannot hold", put("users.jsonl", '{"history": ["i1"], "user": 1%s}\n' % ("0" * 30)), "users.jsonl: a column that parquet cannot hold"),
     recommended("exclusions of numbers", put("users.jsonl", '{"history": ["i1"], "exclude": [2]}\n'), "column 'exclude' must hold lists"),
     recommended("a folder", as_folder("users.jsonl"), "users.jsonl: not a file"),
     recommended("a pipe", as_pipe("users.jsonl"), "users.jsonl: not a file"),
     recommended("parquet cut off", both(parquet("users.parquet", history=[["i1"]]), cut("users.parquet", 0.5)), "users.parquet: not a readable parquet file", users="users.parquet"),
     recommended("a pickle", raw("users.parquet", PICKLE), "users.parquet: not a readable parquet file", users="users.parquet"),
-    recommended("k of 0", lambda _: None, "k must be between 1 and 24", more=("--k", "0")),
-    recommended("k beyond the catalogue", lambda _: None, "k must be between 1 and 24", more=("--k", "9" * 18)),
+    recommended("k of 0", lambda _: None, "k must be a whole number from 1 to 24", more=("--k", "0")),
+    recommended("k beyond the catalogue", lambda _: None, "k must be a whole number from 1 to 24", more=("--k", "9" * 18)),
     recommended("a folder for the result", lambda f: (f / "lists").mkdir(), "lists: is a folder", more=("--out", "lists")),
     recommended("a file on the way to the result", put("new", "x"), "new"),
     recommended("no such policy", lambda _: None, "models/none/config.json: no such file", more=("--model", "models/none")),
@@ -485,6 +494,7 @@ OTHERS = [
     Case("show-comparison: something else", ("rl4rec", "show-comparison"), put("metrics/comparison.json", '{"k": 1}'), ("comparison.json: not a comparison",)),
     Case("collect-refit: something else", ("rl4rec", "collect-refit", "refit"), put("refit/metrics/sft.json", '{"protocol": 3}'), ("sft.json: not an evaluation",)),
     Case("promote: a policy elsewhere", ("rl4rec", "promote", "--policy", "../x"), lambda _: None, ("--policy: expected one of", "'../x'")),
+    *(Case(f"sweep: {name}", ("rl4rec", "sweep", "--settings", "sweep.yaml"), put("sweep.yaml", text), ("sweep.yaml", *says)) for name, text, *says in SWEEPS),
     Case("check-dvc: not YAML", ("rl4rec", "check-dvc"), put("dvc.yaml", "stages: ["), ("dvc.yaml: not valid YAML",)),
 ]  # fmt: skip
 
