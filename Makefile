@@ -65,8 +65,8 @@ study: $(READY) ## PPO, GRPO and the control over seeds and settings; writes met
 sweep: $(READY) ## search settings of one stage by its validation (sweep.yaml); again: goes on (DIR=.demo: another workspace)
 	@rl4rec sweep $(if $(DIR),--root $(DIR))
 
-test: $(READY) ## all tests
-	@pytest
+test: $(READY) ## all tests, a process a core (some: make test TESTS="tests/test_policy.py -n 0")
+	@pytest -n logical --maxprocesses 8 --dist loadfile $(TESTS)
 
 check: $(READY) ## style, types, import order, and dvc.yaml against the code
 	ruff check .

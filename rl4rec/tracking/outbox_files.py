@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from filelock import FileLock, Timeout
 
@@ -58,11 +58,11 @@ class OutboxFiles:
             for line in file:
                 with contextlib.suppress(ValueError):
                     operations.append(json.loads(line))
-        state: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError):
+        run_id = None
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError):  # damaged: all is sent once more
             state = json.loads(self._sent.read_text(encoding="utf-8"))
-        self._count = int(state.get("sent", 0))
-        return operations[self._count :], state.get("run_id")
+            self._count, run_id = int(state["sent"]), state["run_id"]
+        return operations[self._count :], run_id
 
     def sent(self, count: int, run_id: str | None) -> None:
         """Note that the server has taken so many more."""

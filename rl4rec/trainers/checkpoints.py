@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rl4rec.distributed import is_main_process
 
@@ -33,11 +34,11 @@ def latest_checkpoint(folder: Path, digest: str) -> Path | None:
     warning, and the one before it is taken.
     """
     owner = folder / "run.json"
-    if not owner.exists() or json.loads(owner.read_text(encoding="utf-8")).get("digest") != digest:
+    if _read_object(owner).get("digest") != digest:
         if is_main_process():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            owner.write_text(json.dumps({"digest": digest}), encoding="utf-8")
+            owner.write_text(json.dumps({"digest": digest}), encoding="utf-8")  # cut off, it is no run's
         return None
     for path in reversed(_checkpoints(folder)):
         problem = _damage(path)
@@ -76,11 +77,10 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
-    try:
-        listed = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (folder / _MANIFEST).exists():
         return "it was not written to its end"
-    except (OSError, ValueError):
+    listed = _read_object(folder / _MANIFEST)
+    if not listed:
         return f"{_MANIFEST} cannot be read"
     for name, described in listed.items():
         try:
@@ -89,6 +89,15 @@ def _damage(folder: Path) -> str | None:
         except OSError as error:
             return f"{name}: {error.strerror}"
     return None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if there is none, or it was cut off."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _files(folder: Path) -> list[Path]:
