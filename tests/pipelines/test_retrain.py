@@ -35,6 +35,7 @@ SHOP: dict[str, Any] = {
     },
     "evaluate": {"ks": [5], "negatives": 15},
     "compare": {"bootstrap_samples": 500},
+    "monitor": {"new_users": 1.0},  # they all are
     "tracking": {"system_metrics": False, "registered_model": "shop"},
 }
 
