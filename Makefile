@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install demo repro retrain remote refit study sweep test check format fuzz audit bench ui image clean
+.PHONY: help install demo repro retrain remote refit study sweep test check format fuzz audit bench chaos ui image clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -91,6 +91,9 @@ audit: $(READY) ## known vulnerabilities of the installed versions (needs pypi.o
 
 bench: $(READY) ## speed and memory, each against a named peer, an hour in all (some: make bench BENCH="evaluate sft")
 	@for name in $(or $(BENCH),prepare evaluate sft rl accuracy serve hostile); do echo "== $$name"; python benchmarks/$$name.py || exit 1; done
+
+chaos: $(READY) ## kill every stage at random moments and start it again: the result must be the same to the last bit
+	@OMP_NUM_THREADS=1 python benchmarks/chaos.py
 
 ui: $(READY) ## the MLflow UI of mlflow.db on 127.0.0.1 (make ui PORT=5001; the demo's: make ui DIR=.demo)
 	@cd $(or $(DIR),.) && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \

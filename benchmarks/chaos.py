@@ -17,7 +17,6 @@ import os
 import random
 import runpy
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -55,7 +54,6 @@ SETTINGS: dict[str, Any] = {
 
 def run_stage(folder: Path, stage: str, log: Path) -> None:
     """What a child process does: the stage's script, in `folder`."""
-    os.setsid()
     os.chdir(folder)
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
@@ -64,6 +62,7 @@ def run_stage(folder: Path, stage: str, log: Path) -> None:
     script = ROOT / "pipelines" / f"{name}.py"
     sys.argv = [str(script), *variant]
     os.environ["RL4REC_PIPELINE_ID"] = "chaos"
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
     runpy.run_path(str(script), run_name="__main__")
 
 
@@ -92,7 +91,7 @@ def kill(process: Any, folder: Path, stage: str, rng: random.Random, *, rows: in
     time.sleep(rng.uniform(0, 0.05))
     if not process.is_alive():
         return "had finished"
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.join()
     checkpoints = sorted((folder / "checkpoints").rglob("checkpoint-*"))
     torn = [path for path in checkpoints if path.is_dir() and not (path / "manifest.json").exists()]

@@ -37,7 +37,12 @@ MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "she
 # What runs code that it is given, or unpacks archives, whose members may lead outside of the folder.
 CALLS = {"eval", "exec", "compile", "__import__", "extractall", "unpack_archive", "load_pickle", "read_pickle"}
 YAML_LOADERS = {"SafeLoader", "CSafeLoader", "_StrictLoader"}  # the last one is a SafeLoader
-SCANNED = sorted(path for name in ("rl4rec", "pipelines", "benchmarks", ".ci") for path in (ROOT / name).rglob("*.py"))
+SCANNED = sorted(
+    path
+    for name in ("rl4rec", "pipelines", "benchmarks", ".ci")
+    for path in (ROOT / name).rglob("*.py")
+    if not any(part.startswith(".venv") for part in path.parts)
+)
 
 
 def findings(source: str, name: str = "x.py") -> Iterator[str]:
