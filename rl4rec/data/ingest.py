@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -73,15 +74,12 @@ def ingest(file: Path, store: Path, columns: Columns) -> Ingested:
 
 @contextlib.contextmanager
 def _only_one(store: Path) -> Iterator[None]:
-    """Hold the store's lock file."""
-    lock = store / ".ingesting"
+    """Hold a lock on the folder itself, which the system gives back when its holder dies."""
+    folder = os.open(store, os.O_RDONLY)
     try:
-        os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    except FileExistsError:
-        raise UserError(
-            f"{lock}: another ingestion is under way. Try again when it is done; if it died, remove that file."
-        ) from None
-    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError:
+        raise UserError(f"{store}: another ingestion is under way. Try again when it is done.") from None
     finally:
-        lock.unlink(missing_ok=True)
+        os.close(folder)

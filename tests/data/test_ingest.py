@@ -1,7 +1,9 @@
 """The raw store: what is new is added once, in one piece; what is damaged leaves no trace."""
 
+import fcntl
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -95,9 +97,15 @@ def test_times_of_another_kind_are_refused(tmp_path: Path) -> None:
 
 def test_one_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
-    (tmp_path / "store" / ".ingesting").touch()
-    with pytest.raises(UserError, match="another ingestion is under way"):
-        ingest(delivery(tmp_path / "a.csv", ("u", "x", 1)), tmp_path / "store", COLUMNS)
+    new = delivery(tmp_path / "a.csv", ("u", "x", 1))
+    folder = os.open(tmp_path / "store", os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(UserError, match="another ingestion is under way"):
+            ingest(new, tmp_path / "store", COLUMNS)
+    finally:
+        os.close(folder)  # as when its holder dies
+    assert ingest(new, tmp_path / "store", COLUMNS).added == 1
 
 
 def test_a_file_is_no_store(tmp_path: Path) -> None:
