@@ -135,3 +135,20 @@ def test_serving_figures_are_those_of_the_committed_benchmarks() -> None:
     assert (ranks["policy"], ranks["rounding"], ranks["never_shown"]) == ("grpo", 0, 0)
     for row in rows:
         assert row in text, row
+
+
+def test_kills_and_fuzzing_in_the_docs_are_those_of_the_committed_runs() -> None:
+    page = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    results = ROOT / "benchmarks/results"
+    stages = json.loads((results / "chaos.json").read_text(encoding="utf-8"))["stages"]
+    totals = [0, 0, 0]
+    for stage in stages:
+        kills = stage["kills"]
+        counts = [len(kills), sum(len(run["moments"]) for run in kills), sum(bool(run["differs"]) for run in kills)]
+        assert f"| {stage['stage']} | {counts[0]} | {counts[1]} | {counts[2]} |" in page
+        totals = [total + count for total, count in zip(totals, counts, strict=True)]
+    assert f"| all | {totals[0]} | {totals[1]} | {totals[2]} |" in page
+    assert not any(stage["repeated_differs"] for stage in stages)
+    fuzzed = json.loads((results / "fuzz.json").read_text(encoding="utf-8"))["targets"]
+    inputs = sum(target["inputs"] for target in fuzzed.values())
+    assert f"{inputs:,} inputs" in page and f"over {len(fuzzed)} targets" in page
