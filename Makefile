@@ -66,7 +66,7 @@ sweep: $(READY) ## search settings of one stage by its validation (sweep.yaml); 
 	@rl4rec sweep $(if $(DIR),--root $(DIR))
 
 test: $(READY) ## all tests, a process a core (some: make test TESTS="tests/test_policy.py -n 0")
-	@pytest -n logical --maxprocesses 8 --dist loadfile $(TESTS)
+	@pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: $(READY) ## style, types, import order, and dvc.yaml against the code
 	ruff check .
