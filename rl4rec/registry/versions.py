@@ -84,26 +84,29 @@ class Registry:
         """
         name = f"{self._name}.promotion-lock"
         owner = f"{socket.gethostname()} process {os.getpid()}"
-        for attempt in (1, 2):
+        for _ in range(5):
             try:
                 self._client.create_registered_model(name, tags={"owner": owner, "since": f"{time.time():.0f}"})
                 break
             except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                # The second: it was there, and was given back while MLflow looked at it.
+                if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
                     raise
-                self._clear_if_stale(name, last=attempt == 2)
+                self._clear_if_stale(name)
+        else:
+            raise UserError(f"promotions of {self._name} are under way again and again. Try later")
         try:
             yield
         finally:
             self._client.delete_registered_model(name)
 
-    def _clear_if_stale(self, name: str, *, last: bool) -> None:
+    def _clear_if_stale(self, name: str) -> None:
         try:
             tags = self._client.get_registered_model(name).tags
         except MlflowException:
             return  # given back in between
         age = time.time() - float(tags.get("since", 0))
-        if age < _LOCK_SECONDS or last:
+        if age < _LOCK_SECONDS:
             raise UserError(
                 f"another promotion of {self._name} is under way ({tags.get('owner', 'unknown')}, for {age:.0f} s). "
                 f"Try again when it is done; if it died, remove the registered model '{name}' in the MLflow UI"

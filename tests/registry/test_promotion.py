@@ -14,6 +14,8 @@ import polars as pl
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos import databricks_pb2
 
 from rl4rec.cli import main as command
 from rl4rec.errors import UserError
@@ -160,6 +162,27 @@ def test_of_many_at_once_one_holds_the_lock(project: Path) -> None:
         thread.join()
     assert together and set(together) == {1}
     assert len(together) + len(refused) == 6 and refused
+
+
+@pytest.mark.parametrize("code", ["RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"])
+def test_a_lock_that_is_given_back_while_one_asks_is_asked_for_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    create, raised = MlflowClient.create_registered_model, []
+
+    def racing(self: MlflowClient, name: str, *given: object, **named: object) -> object:
+        if len(raised) < limit:
+            raised.append(name)
+            raise MlflowException("it was there a moment ago", error_code=getattr(databricks_pb2, code))
+        return create(self, name, *given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MlflowClient, "create_registered_model", racing)
+    limit = 2
+    with registry().lock(), pytest.raises(UserError, match="another promotion of shop is under way"), registry().lock():
+        pass
+    raised, limit = [], 99
+    with pytest.raises(UserError, match="again and again"), registry().lock():
+        raise AssertionError("went on without the lock")
 
 
 def test_a_lock_left_behind_is_cleared_after_an_hour(project: Path) -> None:
