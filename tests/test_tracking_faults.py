@@ -24,6 +24,7 @@ from mlflow.entities import Run
 from rl4rec.errors import UserError
 from rl4rec.params import Params
 from rl4rec.tracking import delivery, outbox, stage_run, sync
+from rl4rec.tracking.outbox_files import OutboxFiles
 from tests.servers import free_port, mlflow_server
 from tests.test_tracking import prepared
 
@@ -242,6 +243,24 @@ def test_a_disk_that_is_full_costs_the_copy_only(
         run.log_metrics({"train/loss": 1.0}, step=1)
     assert "the outbox of MLflow cannot be written" in caplog.text
     assert only_run(database(workspace)).data.metrics == {"train/loss": 1.0}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("where", ["left_behind", "sent"])
+def test_a_fault_of_the_sending_thread_does_not_hold_up_the_stage(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def fault(*_: object) -> None:
+        raise RuntimeError("a file went away in between")
+
+    use(monkeypatch, database(workspace))
+    monkeypatch.setattr(outbox, "_STUCK_SECONDS", 60.0)
+    monkeypatch.setattr(OutboxFiles, where, fault)
+    start = time.monotonic()
+    with stage_run("sft", PARAMS) as run:
+        run.log_metrics({"train/loss": 1.0}, step=1)
+    assert time.monotonic() - start < 30
+    assert len(list(OUTBOX.glob("*.jsonl"))) == (0 if where == "left_behind" else 1)
 
 
 def test_sync_says_what_keeps_it(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,8 @@ class Outbox:
         self._closed = self._finished = self._failed = self._abandoned = False
         self._progress = 0.0
         self._files.open()
-        threading.Thread(target=self._work, name="tracking", daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
 
     def put(self, operation: Operation, data: PreparedData | None = None) -> None:
         """Add an operation, with the data that it is about, if any; returns at once."""
@@ -62,7 +63,7 @@ class Outbox:
     def close(self) -> None:
         """Wait until all is sent, for as long as the server answers; what it does not take stays on disk."""
         with self._changed:
-            self._closed, self._failed, self._progress = True, False, time.monotonic()
+            self._closed, self._failed, self._progress = True, not self._thread.is_alive(), time.monotonic()
             self._changed.notify_all()
         self._wait()
         with self._changed:
@@ -89,17 +90,17 @@ class Outbox:
             self._send_all()
         finally:
             self._files.close()  # nobody else sends what this thread may still be sending
-        with self._changed:
-            self._finished = not self._queue
-            self._changed.notify_all()
+            with self._changed:
+                self._finished = not self._queue
+                self._failed = not self._finished  # whatever ended this thread, nobody waits for it
+                self._changed.notify_all()
 
     def _send_all(self) -> None:
-        for path in self._files.left_behind():
-            try:
+        try:
+            for path in self._files.left_behind():
                 send_left_behind(path, self._params)
-            except Exception as error:
-                logger.warning("MLflow: what an earlier run left waits: %s", _short(error))
-                break
+        except Exception as error:
+            logger.warning("MLflow: what an earlier run left waits: %s", _short(error))
         courier = _Courier(self._params, self._files.name, None, system_metrics=self._params.system_metrics)
         while batch := self._next_batch():
             try:
