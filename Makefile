@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install demo repro retrain remote refit study sweep test check format fuzz audit bench chaos ui image clean
+.PHONY: help install demo repro retrain remote refit study sweep test check format figures fuzz audit bench chaos ui image clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -68,17 +68,21 @@ sweep: $(READY) ## search settings of one stage by its validation (sweep.yaml); 
 test: $(READY) ## all tests, a process a core (some: make test TESTS="tests/test_policy.py -n 0")
 	@pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(TESTS)
 
-check: $(READY) ## style, types, import order, and dvc.yaml against the code
+check: $(READY) ## style, types, import order, dvc.yaml against the code, the README against the results
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports
 	rl4rec check-params > /dev/null
 	rl4rec check-dvc
+	python benchmarks/readme.py --check
 
 format: $(READY) ## format the code, fix what can be fixed
 	ruff check --fix .
 	ruff format .
+
+figures: $(READY) ## fill the READMEs' tables, list of files and picture in from metrics/, benchmarks/results/ and the code
+	@python benchmarks/readme.py
 
 fuzz: $(READY) ## coverage-guided fuzzing of all readers, FUZZ_SECONDS (60) each (some: make fuzz FUZZ="csv params")
 	@pip install -qq --disable-pip-version-check '$(FUZZER)'

@@ -1,0 +1,298 @@
+"""What the READMEs show of the committed results: `make figures` fills it in, `make check` compares it.
+
+Between `<!-- made: NAME -->` and `<!-- end: NAME -->` stand tables that are made from `metrics/` and
+`benchmarks/results/`, and the list of files from the first lines of the modules. The picture carries a digest of the
+figures in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rl4rec.report.plots import COLOURS
+from rl4rec.report.table import NAMES, headline_metrics
+
+ROOT = Path(__file__).parents[1]
+PAGES = {"README.md": "en", "README.ko.md": "ko"}
+PICTURE = ROOT / "docs" / "figures" / "result.png"
+POLICIES = ("popularity", "sft", "sft_continued", "ppo", "grpo")
+PAIRS = ("ppo_vs_sft", "grpo_vs_sft", "ppo_vs_sft_continued", "grpo_vs_sft_continued", "grpo_vs_ppo")
+CHANGES = ("ppo_vs_sft", "grpo_vs_sft", "sft_continued_vs_sft")
+REFIT = ("sft", "sft_continued", "ppo", "grpo")
+
+# What differs between the languages; names of policies and metrics do not.
+WORDS: dict[str, dict[str, str]] = {
+    "en": {
+        "full": "full catalogue",
+        "sampled": "among 1+100",
+        "changes": "Change of NDCG@10 against the warm start (SFT), over the same users",
+        "coverage": "Share of the catalogue that anyone is shown",
+        "refit": "After `make refit`, NDCG@10 full / 1+100",
+        "what": "what",
+        "against": "against",
+        "ratio": "ratio",
+    },
+    "ko": {
+        "full": "전체 카탈로그",
+        "sampled": "1+100 후보",
+        "changes": "같은 사용자에 대한 웜 스타트(SFT) 대비 NDCG@10 변화",
+        "coverage": "누구에게든 한 번이라도 추천된 카탈로그의 비율",
+        "refit": "`make refit` 이후 NDCG@10 전체 / 1+100",
+        "what": "항목",
+        "against": "비교 대상",
+        "ratio": "비율",
+    },
+}
+
+# label, the peer it is measured against, and where the ratio is: file, keys, digits
+SPEED: tuple[tuple[dict[str, str], dict[str, str], tuple[str, ...], int], ...] = (
+    (
+        {"en": "SFT step, tokens/s", "ko": "SFT 스텝, 토큰/초"},
+        {
+            "en": "TRL's SFTTrainer, same model and data, in its faster precision",
+            "ko": "같은 모델과 데이터의 TRL SFTTrainer(더 빠른 정밀도)",
+        },
+        ("sft", "ratio", "tokens_per_s_vs_plain"),
+        1,
+    ),
+    (
+        {"en": "SFT step, added memory", "ko": "SFT 스텝, 추가 메모리"},
+        {"en": "the same", "ko": "위와 같음"},
+        ("sft", "ratio", "memory_vs_plain"),
+        2,
+    ),
+    (
+        {"en": "SFT, seconds to equal validation NDCG@10", "ko": "SFT, 같은 검증 NDCG@10까지 걸린 시간"},
+        {
+            "en": "RecTools' SASRec, same data and size, one core each",
+            "ko": "같은 데이터와 크기의 RecTools SASRec, 각각 코어 하나",
+        },
+        ("sft", "ratio", "time_to_accuracy_vs_rectools"),
+        2,
+    ),
+    (
+        {"en": "exact full ranking, seconds", "ko": "정확한 전체 순위, 시간"},
+        {
+            "en": "the matrix product of its scores alone, in the same batches",
+            "ko": "같은 배치에서 점수의 행렬곱만 계산",
+        },
+        ("sft", "ratio", "eval_vs_gemm"),
+        1,
+    ),
+    (
+        {"en": "exact full ranking, users/s", "ko": "정확한 전체 순위, 사용자/초"},
+        {"en": "counting in numpy what scores above the target", "ko": "정답보다 높은 점수를 numpy로 세기"},
+        ("evaluate", "ratio", "rank_vs_counting"),
+        1,
+    ),
+    (
+        {"en": "GRPO step, slates/s", "ko": "GRPO 스텝, 슬레이트/초"},
+        {
+            "en": "TRL's GRPOTrainer (float32), 16 slates of ten items a prompt",
+            "ko": "TRL GRPOTrainer(float32), 프롬프트마다 아이템 열 개짜리 슬레이트 16개",
+        },
+        ("rl", "ratio", "grpo_vs_stock_trl"),
+        1,
+    ),
+    (
+        {"en": "PPO step, slates/s", "ko": "PPO 스텝, 슬레이트/초"},
+        {"en": "the same, as many slates a prompt", "ko": "위와 같음, 프롬프트마다 같은 수의 슬레이트"},
+        ("rl", "ratio", "ppo_vs_stock_trl"),
+        1,
+    ),
+    (
+        {
+            "en": "PPO step (one slate a prompt), slates/s",
+            "ko": "PPO 스텝(프롬프트마다 슬레이트 하나), 슬레이트/초",
+        },
+        {"en": "the same", "ko": "위와 같음"},
+        ("rl", "ratio", "ppo_one_slate_vs_stock_trl"),
+        1,
+    ),
+    (
+        {"en": "rollouts, slates/s", "ko": "롤아웃, 슬레이트/초"},
+        {"en": "the same policy generating item by item", "ko": "같은 정책이 아이템을 하나씩 생성"},
+        ("rl", "ratio", "rollout_slates_per_s_vs_autoregressive"),
+        1,
+    ),
+    (
+        {
+            "en": "`rl4rec serve`, one history a request, median latency",
+            "ko": "`rl4rec serve`, 요청마다 이력 하나, 지연 시간 중앙값",
+        },
+        {
+            "en": "the same architecture generating ten tokens behind `mlflow models serve`",
+            "ko": "같은 구조가 `mlflow models serve` 뒤에서 토큰 열 개를 생성",
+        },
+        ("serve", "ratio", "rl4rec_serve_batch_1_p50_vs_generate"),
+        2,
+    ),
+    (
+        {
+            "en": "`rl4rec serve`, requests/s of eight clients",
+            "ko": "`rl4rec serve`, 클라이언트 여덟의 초당 요청",
+        },
+        {"en": "the same", "ko": "위와 같음"},
+        ("serve", "ratio", "rl4rec_serve_requests_per_s_vs_generate"),
+        1,
+    ),
+    (
+        {"en": "`prepare`, 198,502 rows", "ko": "`prepare`, 198,502행"},
+        {"en": "the same steps in pandas", "ko": "pandas로 한 같은 단계"},
+        ("prepare", "beauty_sized", "pandas_over_prepare"),
+        1,
+    ),
+)
+
+
+def results(language: str) -> str:
+    """Test figures of each policy and the differences, with intervals, of `metrics/`."""
+    comparison = _json("metrics/comparison.json")
+    columns = headline_metrics(comparison)
+    words = WORDS[language]
+    rows = ["| | " + " | ".join(title for _, title in columns) + " |", "|---" + "|---:" * len(columns) + "|"]
+    for policy in POLICIES:
+        means = comparison["policies"][policy]
+        rows.append(f"| {NAMES[policy]} | " + " | ".join(f"{means[key]['mean']:.4f}" for key, _ in columns) + " |")
+    for pair in PAIRS:
+        first, second = pair.split("_vs_")
+        cells = (f"{comparison[pair][key]['delta']:+.4f} {_interval(comparison[pair][key])}" for key, _ in columns)
+        rows.append(f"| {NAMES[first]} - {NAMES[second]} | {' | '.join(cells)} |")
+    changes = []
+    for protocol in ("full", "sampled"):
+        key = columns[0 if protocol == "full" else 2][0]
+        found = (f"{NAMES[pair.split('_vs_')[0]]} {_relative(comparison, pair, key)}" for pair in CHANGES)
+        changes.append(f"{words[protocol]} {', '.join(found)}")
+    coverage = ", ".join(
+        f"{NAMES[policy]} {comparison['policies'][policy]['test.full.coverage@10']['mean'] * 100:.0f} %"
+        for policy in ("sft", "ppo", "grpo")
+    )
+    return "\n".join([*rows, "", f"- {words['changes']}: {'; '.join(changes)}.", f"- {words['coverage']}: {coverage}."])
+
+
+def refit(language: str) -> str:
+    """Test figures of the policies of `make refit`, of `metrics/refit/`."""
+    found = []
+    for policy in REFIT:
+        test = _json(f"metrics/refit/{policy}.json")["test"]
+        found.append(f"{NAMES[policy]} {test['full']['ndcg@10']:.4f} / {test['sampled100']['ndcg@10']:.4f}")
+    return f"{WORDS[language]['refit']}: {', '.join(found)}."
+
+
+def speed(language: str) -> str:
+    """Each hot path against its peer, of `benchmarks/results/`."""
+    words = WORDS[language]
+    rows = [f"| {words['what']} | {words['against']} | {words['ratio']} |", "|---|---|---:|"]
+    for label, peer, (file, *keys), digits in SPEED:
+        value = _json(f"benchmarks/results/{file}.json")
+        for key in keys:
+            value = value[key]
+        rows.append(f"| {label[language]} | {peer[language]} | {value:.{digits}f}x |")
+    return "\n".join(rows)
+
+
+def files(_: str) -> str:
+    """Every module of the package and the scripts, each with the first sentence of its docstring."""
+    rows = ["| file | |", "|---|---|"]
+    for path in (*sorted((ROOT / "pipelines").glob("*.py")), *sorted((ROOT / "rl4rec").rglob("*.py"))):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        if text is not None:
+            line = re.split(r"(?<!et al)\.\s", " ".join(text.split("\n\n")[0].split()))[0].rstrip(".")
+            rows.append(f"| `{path.relative_to(ROOT).as_posix()}` | {line.replace('|', chr(92) + '|')} |")
+    return "\n".join(rows)
+
+
+MADE: dict[str, Callable[[str], str]] = {"results": results, "refit": refit, "speed": speed, "files": files}
+
+
+def filled(text: str, language: str) -> str:
+    """The page with every block made anew."""
+
+    def fill(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{MADE[match[2]](language)}\n{match[3]}"
+
+    return re.sub(r"(<!-- made: (\w+) -->)\n.*?(<!-- end: \2 -->)", fill, text, flags=re.S)
+
+
+def draw(comparison: dict[str, Any], target: Path) -> None:
+    """The result as one picture: change against the warm start with its interval, under both protocols."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.2, 2.5), layout="constrained", facecolor="white")
+    columns = headline_metrics(comparison)
+    widest = 0.0
+    for axes, (key, title) in zip(figure.subplots(1, 2, sharex=True, sharey=True), columns[::2], strict=True):
+        base = comparison["policies"]["sft"][key]["mean"]
+        for place, pair in enumerate(CHANGES):
+            found, policy = comparison[pair][key], pair.split("_vs_")[0]
+            low, high = (100 * bound / base for bound in found["ci95"])
+            middle = 100 * found["delta"] / base
+            widest = max(widest, 1.2 * abs(low), 1.2 * abs(high))
+            axes.plot([low, high], [place, place], color=COLOURS[policy], linewidth=3, solid_capstyle="butt")
+            axes.plot([middle], [place], "o", color=COLOURS[policy], markersize=7)
+            label = f"{middle:+.1f} %"
+            axes.annotate(label, (middle, place), (0, 8), textcoords="offset points", ha="center", fontsize=9)
+        axes.axvline(0, color=COLOURS["sft"], linestyle="--", linewidth=1.2)
+        axes.set_title(f"{title}: SFT {base:.4f}", fontsize=10)
+        axes.set_yticks(range(len(CHANGES)), [NAMES[pair.split("_vs_")[0]] for pair in CHANGES])
+        axes.set_ylim(len(CHANGES) - 0.5, -0.8)
+        axes.set_xlim(-widest, widest)
+        axes.set_xlabel("change against SFT, %, with 95 % interval", fontsize=9)
+        axes.grid(axis="x", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(target, dpi=160, metadata={"Software": None, "Comment": _digest(comparison)})
+
+
+def out_of_step() -> Iterator[str]:
+    """Pages and pictures that are not what the committed results say."""
+    for name, language in PAGES.items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        if filled(text, language) != text:
+            yield name
+    digest = _digest(_json("metrics/comparison.json"))
+    if not PICTURE.exists() or digest.encode() not in PICTURE.read_bytes():
+        yield PICTURE.relative_to(ROOT).as_posix()
+
+
+def _json(path: str) -> Any:
+    return json.loads((ROOT / path).read_text(encoding="utf-8"))
+
+
+def _interval(found: dict[str, Any]) -> str:
+    low, high = found["ci95"]
+    return f"[{low:+.4f}, {high:+.4f}]"
+
+
+def _relative(comparison: dict[str, Any], pair: str, key: str) -> str:
+    return f"{comparison[pair][key]['relative'] * 100:+.1f} %"
+
+
+def _digest(comparison: dict[str, Any]) -> str:
+    shown = [comparison[pair] for pair in CHANGES] + [comparison["policies"]["sft"]]
+    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="only say what is out of step")
+    if parser.parse_args().check:
+        wrong = list(out_of_step())
+        if wrong:
+            sys.exit(f"not what the committed results say: {', '.join(wrong)}. Run `make figures`.")
+        return
+    for name, language in PAGES.items():
+        path = ROOT / name
+        path.write_text(filled(path.read_text(encoding="utf-8"), language), encoding="utf-8")
+    draw(_json("metrics/comparison.json"), PICTURE)
+
+
+if __name__ == "__main__":
+    main()
