@@ -44,7 +44,7 @@ WORDS: dict[str, dict[str, str]] = {
     "ko": {
         "full": "전체 카탈로그",
         "sampled": "1+100 후보",
-        "changes": "같은 사용자에서 웜 스타트(SFT) 대비 NDCG@10의 변화",
+        "changes": "웜 스타트(SFT) 대비 NDCG@10의 변화(같은 사용자 기준)",
         "coverage": "카탈로그에서 한 명에게라도 추천되는 아이템의 비율",
         "refit": "`make refit` 이후의 NDCG@10 full / 1+100",
         "what": "항목",
@@ -59,12 +59,12 @@ STUDY = {
     "test NDCG@10, full": "테스트 NDCG@10, full",
     "test NDCG@10, 1+100": "테스트 NDCG@10, 1+100",
     "validation NDCG@10": "검증 NDCG@10",
-    "best step": "최고 스텝",
+    "best step": "최적 스텝",
     "seconds": "시간(초)",
     "peak memory, MB": "최대 메모리, MB",
     "claim": "주장",
-    "PPO, claimed": "PPO, 주장",
-    "GRPO, claimed": "GRPO, 주장",
+    "PPO, claimed": "PPO(주장)",
+    "GRPO, claimed": "GRPO(주장)",
     "verdict": "판정",
     "stability: spread of test NDCG@10 over seeds": "안정성: 시드에 따른 테스트 NDCG@10의 편차",
     "sample efficiency: NDCG@10 at an equal number of slates": "샘플 효율: 슬레이트 수가 같을 때의 NDCG@10",
@@ -86,7 +86,7 @@ STUDY_PATTERNS = (
     (r"### Setting (`\w+`)", r"### 설정 \1"),
     (r"### The claims", "### 주장"),
     (r"Seeds ([\d, ]+)\.", r"시드 \1."),
-    (r"memory of the process, (\d+) to (\d+) generations", r"프로세스의 메모리, 생성 수 \1개에서 \2개로"),
+    (r"memory of the process, (\d+) to (\d+) generations", r"프로세스 메모리(생성 수 \1개 → \2개)"),
     (r"about (\d+x)", r"약 \1"),
 )
 FIGURES = re.compile(r"(SFT continued|SFT|PPO|GRPO|NDCG@\d+|HR@\d+|full|[-+.,:%()\[\]\d\s]|(?<=\d)x|(?<= )s)*")

@@ -43,7 +43,7 @@ HEADINGS = {
         "1. Install and run the demo": "1. 설치하고 데모 실행하기",
         "2. Read the result": "2. 결과 읽기",
         "3. Look at the runs in MLflow": "3. MLflow에서 실행 살펴보기",
-        "4. Change something": "4. 무언가 바꿔 보기",
+        "4. Change something": "4. 설정 바꿔 보기",
         "5. Ask the policy for a list": "5. 정책에 추천 목록 요청하기",
         "6. Your own logs": "6. 내 로그 쓰기",
         "7. Amazon Beauty": "7. Amazon Beauty",
