@@ -1,4 +1,4 @@
-"""The figures in the README and the docs are those of the committed metrics, compared without the code that makes them."""
+"""Figures in the README and the docs are those of the committed metrics, found without what fills them in."""
 
 import json
 import re
