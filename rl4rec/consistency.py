@@ -4,7 +4,7 @@ DVC reruns a stage when a listed parameter or file changes. What a stage uses bu
 what it lists but does not use retrains for nothing. Both are found here without importing anything:
 
 - settings: the attributes that a script reads from `params` (`params.rl.k`, `params.sft`), against its `params:`
-- code: the modules of rl4rec that a script imports, directly or not, against its `deps:`
+- code: the modules of rl4rec, and those beside the script, that it imports, directly or not, against its `deps:`
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def check_dvc(root: Path) -> list[str]:
 
 
 def imported_modules(root: Path, script: Path) -> set[str]:
-    """Files of `rl4rec` that `script` imports, directly or not, but for modules without influence.
+    """Files of `rl4rec` and of the script's folder that it imports, directly or not, but for those without influence.
 
     Paths are relative to `root`.
     """
@@ -78,7 +78,7 @@ def imported_modules(root: Path, script: Path) -> set[str]:
     while waiting:
         path = waiting.pop()
         for module in _imports(ast.parse(path.read_text(encoding="utf-8"), str(path))):
-            for file in _module_files(root, module):
+            for file in _module_files(root, script.parent, module):
                 relative = file.relative_to(root).as_posix()
                 if relative not in found and not relative.startswith(WITHOUT_INFLUENCE):
                     found.add(relative)
@@ -101,13 +101,14 @@ def _imports(tree: ast.AST) -> Iterator[str]:
                 yield from _imports(node)
 
 
-def _module_files(root: Path, module: str) -> Iterator[Path]:
-    """The file of a module with the `__init__` of every package above it; nothing for other packages or for names."""
+def _module_files(root: Path, beside: Path, module: str) -> Iterator[Path]:
+    """The file of a module with the `__init__` of every package above it; nothing for other packages or for names.
+
+    Modules are rl4rec's, below `root`, and those of the folder `beside`, where Python looks first for a script's.
+    """
     parts = module.split(".")
-    if parts[0] != "rl4rec":
-        return
     for depth in range(1, len(parts) + 1):
-        base = root.joinpath(*parts[:depth])
+        base = (root if parts[0] == "rl4rec" else beside).joinpath(*parts[:depth])
         for file in (base / "__init__.py", base.with_suffix(".py")):
             if file.is_file():
                 yield file

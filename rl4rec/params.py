@@ -283,7 +283,7 @@ class RLParams(Section):
     feedback: Literal["training", "latest"] = "training"
     crossfit: CrossfitParams = CrossfitParams()
 
-    reward_type: Literal["ndcg", "hit", "mrr", "mixed"] = "ndcg"
+    reward_type: Literal["ndcg", "hit", "mrr", "mixed", "custom"] = "ndcg"
     mixed: MixedReward = MixedReward()
     k: Annotated[Int, Field(ge=1, le=1000)] = 10
     candidates: CandidateParams = CandidateParams()

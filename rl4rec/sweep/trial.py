@@ -6,6 +6,7 @@ import contextlib
 import gc
 import importlib.util
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -53,10 +54,13 @@ def train(stage: SweptStage, params: Params, run: StageRun, *, root: Path, scrat
     if spec is None or spec.loader is None:
         raise UserError(f"{stage.script}: cannot be loaded")
     script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    beside = str(stage.script.parent)  # where a script finds its own modules, such as pipelines/reward.py
+    sys.path.insert(0, beside)
     try:
+        spec.loader.exec_module(script)
         with contextlib.chdir(scratch), replace_run(run):
             script.main(params, *stage.variant)
     finally:
+        sys.path.remove(beside)
         shutil.rmtree(scratch, ignore_errors=True)
         gc.collect()  # a trainer and its callbacks refer to each other; the next trial wants the memory

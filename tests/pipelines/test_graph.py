@@ -213,6 +213,16 @@ def test_a_setting_changes_only_the_stages_that_read_it(project: Path, key: str,
         (project / "params.yaml").write_text(params)
 
 
+def test_ones_own_reward_changes_rl_only(project: Path) -> None:
+    reward = project / "pipelines/reward.py"
+    text = reward.read_text()
+    try:
+        reward.write_text(text + "# changed\n")
+        assert set(json.loads(run(project, "dvc", "status", "--json"))) - {"fingerprint"} == {"rl@ppo", "rl@grpo"}
+    finally:
+        reward.write_text(text)
+
+
 def test_an_experiment_reruns_only_what_it_changes(project: Path) -> None:
     output = run(project, "dvc", "exp", "run", "-S", "rl.grpo.learning_rate=8e-05")
     assert stages_run(output) == {"rl@grpo", "sft_continued", "evaluate@grpo", "compare"}
