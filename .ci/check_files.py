@@ -22,7 +22,9 @@ def problems_of(path: Path) -> list[str]:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
         return []
-    found = [f"{path}, line {text.count(chr(10), 0, m.start()) + 1}: a conflict marker." for m in _MARKER.finditer(text)]
+    found = [
+        f"{path}, line {text.count(chr(10), 0, m.start()) + 1}: a conflict marker." for m in _MARKER.finditer(text)
+    ]
     if found:
         return found
     try:
