@@ -9,6 +9,7 @@ VENV := .venv
 READY := $(VENV)/.installed
 BIN := $(CURDIR)/$(VENV)/bin
 FUZZER := $(shell sed -n 's/^fuzz = \["\(.*\)"\]$$/\1/p' pyproject.toml)
+BUILDER := $(shell sed -n 's/^release = \["\(.*\)"\]$$/\1/p' pyproject.toml)
 AUDITOR := $(shell sed -n 's/^audit = \["\(.*\)"\]$$/\1/p' pyproject.toml)
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)",*$$/\1/p' pyproject.toml)
 
@@ -17,7 +18,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install demo repro retrain remote refit study sweep test check format figures fuzz audit bench chaos ui image clean
+.PHONY: help install demo repro retrain remote refit study sweep test check format figures fuzz audit dist bench chaos ui image clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -92,6 +93,12 @@ audit: $(READY) ## known vulnerabilities of the installed versions (needs pypi.o
 	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && \
 		.venv-audit/bin/pip install -qq --disable-pip-version-check '$(AUDITOR)'; }
 	@.ci/audit .venv-audit/bin/pip-audit "$$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+dist: $(READY) ## the sdist and the wheel of this checkout, in dist/ (needs PyPI)
+	@rm -rf build dist
+	@test -x .venv-release/bin/python || $(PYTHON) -m venv .venv-release
+	@.venv-release/bin/pip install -qq --disable-pip-version-check '$(BUILDER)'
+	@.venv-release/bin/python -m build
 
 bench: $(READY) ## speed and memory, each against a named peer, an hour in all (some: make bench BENCH="evaluate sft")
 	@for name in $(or $(BENCH),prepare evaluate sft rl accuracy serve hostile); do echo "== $$name"; python benchmarks/$$name.py || exit 1; done

@@ -10,7 +10,7 @@ from rl4rec.distributed import is_main_process
 from rl4rec.errors import UserError
 from rl4rec.evaluation.validation import validate
 from rl4rec.leave_out import load_leave_out
-from rl4rec.params import Params
+from rl4rec.params import ALGORITHMS, Params, UpdateParams
 from rl4rec.policy import SlatePolicy, SlatePolicyConfig
 from rl4rec.rl.prompts import check_slate_fits
 from rl4rec.rl.rewards import GainsFunction
@@ -29,8 +29,8 @@ START, CROSSFIT = Path("models/sft"), Path("models/crossfit")
 def main(params: Params, algorithm: str) -> None:
     rl, data = params.rl, load_prepared(Path("data/prepared"))
     out, checkpoints = Path("models") / algorithm, Path("checkpoints") / algorithm
-    section = rl.ppo if algorithm == "ppo" else rl.grpo
-    shared = rl.model_dump(exclude={"ppo", "grpo", "sft_continued"})
+    section: UpdateParams = getattr(rl, algorithm)
+    shared = rl.model_dump(exclude=set(ALGORITHMS))
     leave_out = load_leave_out(CROSSFIT, tables=rl.crossfit.split_points)
     origin = {"start": weights_digest(START), "leave_out": leave_out and leave_out.digest()}
     own, source = own_reward() if rl.reward_type == "custom" else (None, {})

@@ -18,7 +18,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from rl4rec.errors import UserError
-from rl4rec.params import Params
+from rl4rec.params import ALGORITHMS, Params
 from rl4rec.yaml_files import read_yaml
 
 # No stage's outputs depend on these: messages, logging, tracking and the registry, reading with checks, and the
@@ -29,12 +29,8 @@ WITHOUT_INFLUENCE = (
     *("rl4rec/registry/", "rl4rec/tracking"),
 )
 _UNTRACKED = ("tracking",)  # sections that change no output
-# Subsections of `rl` that a variant of a stage, or a stage, does not read when it is handed all of `rl`.
-_FOREIGN = {
-    "ppo": ("rl.grpo.", "rl.sft_continued."),
-    "grpo": ("rl.ppo.", "rl.sft_continued."),
-    "sft_continued": ("rl.ppo.",),
-}
+# What an algorithm reads of the algorithms' sections when it is handed all of `rl`: its own, the control GRPO's too.
+_OWN = {name: {name} for name in ALGORITHMS} | {"sft_continued": {"sft_continued", "grpo"}}
 
 
 def check_dvc(root: Path) -> list[str]:
@@ -186,7 +182,8 @@ def _compare_params(
     if not script.is_file():
         return
     read = {key for key in params_read(script) if key.split(".")[0] not in _UNTRACKED}
-    foreign = _FOREIGN.get(variant or name, ())
+    own = _OWN.get(variant or name)
+    foreign = () if own is None else tuple(f"rl.{other}." for other in ALGORITHMS if other not in own)
     needed = {leaf for key in read for leaf in leaves(key, settings) if not leaf.startswith(foreign)}
     covered: set[str] = set()
     for key in listed:

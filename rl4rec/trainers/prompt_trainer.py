@@ -17,7 +17,7 @@ from transformers import get_scheduler
 
 from rl4rec.data.prepared import PreparedData
 from rl4rec.leave_out import LeaveOutEmbeddings
-from rl4rec.params import ContinuedParams, PPOParams, RLParams
+from rl4rec.params import PPOParams, RLParams, UpdateParams
 from rl4rec.policy import SlatePolicy
 from rl4rec.support import Histories
 from rl4rec.trainers import training_state
@@ -59,7 +59,7 @@ class PromptTrainer(ABC):
         policy: SlatePolicy,
         data: PreparedData,
         rl: RLParams,
-        section: PPOParams | ContinuedParams,
+        section: UpdateParams,
         monitor: Monitor,
         checkpoints: Path,
         *,
