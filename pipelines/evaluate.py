@@ -25,7 +25,10 @@ def main(params: Params, policy: str) -> None:
         save_evaluation(result, metrics_path, Path("ranks", f"{policy}.parquet"))
         for fold in FOLDS:
             for protocol, values in result.metrics[fold].items():
-                run.log_metrics({f"{fold}/{protocol}/{key}": value for key, value in values.items()})
+                metrics = {f"{fold}/{protocol}/{key}": value for key, value in values.items()}
+                run.log_metrics(metrics)
+                if fold == "test":  # its validations are a learning curve there
+                    run.log_result(metrics, Path("models", policy))
         run.log_artifact(metrics_path, folder="metrics")
     full = result.metrics["test"]["full"]
     k = params.evaluate.ks[-1]

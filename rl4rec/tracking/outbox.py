@@ -96,11 +96,7 @@ class Outbox:
                 self._changed.notify_all()
 
     def _send_all(self) -> None:
-        try:
-            for path in self._files.left_behind():
-                send_left_behind(path, self._params)
-        except Exception as error:
-            logger.warning("MLflow: what an earlier run left waits: %s", _short(error))
+        earlier_waits = not self._send_earlier()
         courier = _Courier(self._params, self._files.name, None, system_metrics=self._params.system_metrics)
         while batch := self._next_batch():
             try:
@@ -112,8 +108,21 @@ class Outbox:
                 del self._queue[: len(batch)]
                 self._progress, self._failed = time.monotonic(), False
             self._files.sent(len(batch), courier.run_id)
+            if earlier_waits:  # the server is there by now; a result goes to a run that may be among them
+                earlier_waits = False
+                self._send_earlier()
         if not self._abandoned:
             self._files.remove()
+
+    def _send_earlier(self) -> bool:
+        """Send what earlier runs have left; False: the server does not take it."""
+        try:
+            for path in self._files.left_behind():
+                send_left_behind(path, self._params)
+        except Exception as error:
+            logger.warning("MLflow: what an earlier run left waits: %s", _short(error))
+            return False
+        return True
 
     def _next_batch(self) -> list[Entry]:
         """What to do next: an operation, or the metrics of some seconds; empty when all is done, or given up."""
