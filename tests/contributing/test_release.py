@@ -18,7 +18,7 @@ import yaml
 import rl4rec
 
 ROOT = Path(__file__).parents[2]
-GOOD = "# Changelog\n\n## [Unreleased]\n\n## [1.2.0] - 2026-03-01\n\n### Added\n\n- A.\n\n## [1.1.0] - 2026-01-05\n\n- B.\n"
+GOOD = "# C\n\n## [Unreleased]\n\n## [1.2.0] - 2026-03-01\n\n### Added\n\n- A.\n\n## [1.1.0] - 2026-01-05\n\n- B.\n"
 
 
 def release() -> Any:
