@@ -37,10 +37,13 @@ def test_ones_own_gets_flat_copies_and_gives_float32_of_any_sign(tiny_data: Prep
     reward = make_reward(CUSTOM, tiny_data, own)
     slates, targets = SLATES.clone(), TARGETS.clone()
     gains = reward(slates, targets)
-    assert seen == [([[4, 7], [7, 4], [1, 2], [3, 1]], [7, 7, 1, 1], tiny_data)]
+    assert seen[0] == ([[4, 7], [7, 4], [1, 2], [3, 1]], [7, 7, 1, 1], tiny_data)
     assert gains.dtype == torch.float32
     assert gains.tolist() == [[[-3, 0], [0, -3]], [[0, 1], [2, 0]]]
     assert torch.equal(slates, SLATES) and torch.equal(targets, TARGETS)
+    flat = targets.expand(2, 2).flatten()
+    reward(slates.view(4, 2), flat)  # (n, k) and (n,), as GRPO hands them over
+    assert torch.equal(slates, SLATES) and flat.tolist() == [7, 7, 1, 1]
     assert not reward.ends_at_hit
 
 
