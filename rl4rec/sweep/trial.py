@@ -12,6 +12,7 @@ from pathlib import Path
 from rl4rec.data.prepared import PreparedData
 from rl4rec.errors import UserError
 from rl4rec.params import Params
+from rl4rec.progress import wiped_out
 from rl4rec.sweep.space import SweptStage
 from rl4rec.tracking import StageRun, replace_run
 
@@ -55,7 +56,7 @@ def train(stage: SweptStage, params: Params, run: StageRun, *, root: Path, scrat
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     try:
-        with contextlib.chdir(scratch), replace_run(run):
+        with contextlib.chdir(scratch), replace_run(run), wiped_out():
             script.main(params, *stage.variant)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
