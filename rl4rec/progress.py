@@ -38,7 +38,7 @@ def _may_tell() -> bool:
     return verbosity() != "quiet" and is_main_process()
 
 
-class _Bar(tqdm):  # type: ignore[type-arg]
+class _Bar(tqdm):  # type: ignore[misc]
     monitor_interval = 0  # no thread that redraws: every update does
 
     @property

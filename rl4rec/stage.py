@@ -1,7 +1,9 @@
 """What every script and command does around its work: read the params, set up logging, report a user's mistake.
 
 Exit statuses: 0 done, 1 a fault of the program, 2 an error to act on, 130 interrupted (and 3 from commands that may
-refuse). A script ends with `run_stage(main)`, which calls `main(params)`, or with `run_variant_stage(main, ("ppo", "grpo"))`,
+refuse).
+
+A script ends with `run_stage(main)`, which calls `main(params)`, or with `run_variant_stage(main, ("ppo", "grpo"))`,
 which calls `main(params, "ppo")` for `python pipelines/rl.py ppo`.
 """
 

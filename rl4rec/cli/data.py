@@ -27,7 +27,7 @@ def ingest(
     params = load_params(root / "params.yaml")
     if params.data.source != "interactions" or params.data.path is None:
         raise UserError(
-            f"{root / 'params.yaml'}: ingest needs data.source: interactions, and the folder of the tables in data.path. "
+            f"{root / 'params.yaml'}: ingest needs data.source: interactions and data.path: the folder of the tables. "
             f"Set both: they are {params.data.source} and {params.data.path}"
         )
     from rl4rec.data.ingest import ingest as add
