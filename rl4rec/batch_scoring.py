@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
 
 from rl4rec.errors import UserError, listed, shown
 from rl4rec.parquet_files import read_parquet
+from rl4rec.progress import Progress
 from rl4rec.recommender import Recommender
 
 _AT_ONCE = 4096  # users between two writes
@@ -73,11 +72,11 @@ def recommend_file(recommender: Recommender, users: Path, out: Path, *, k: int) 
 
 
 def _blocks(table: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
-    with tqdm(total=len(table), desc="recommend", unit="user", disable=not sys.stderr.isatty()) as bar:
+    with Progress("recommend", total=len(table), unit="user") as progress:
         for start in range(0, len(table), _AT_ONCE):
             block = table.slice(start, _AT_ONCE)
             yield start, block
-            bar.update(len(block))
+            progress.update(len(block))
 
 
 def _read(path: Path) -> pl.DataFrame:

@@ -21,11 +21,11 @@ from rl4rec.errors import UserError
 from rl4rec.params import ALGORITHMS, Params
 from rl4rec.yaml_files import read_yaml
 
-# No stage's outputs depend on these: messages, logging, tracking and the registry, reading with checks, and the
-# schema of the settings, whose values are DVC parameters (every one of them is in params.yaml, which is checked too).
+# No stage's outputs depend on these: messages, logging, progress, tracking and the registry, reading with checks, and
+# the schema of the settings, whose values are DVC parameters (every one is in params.yaml, which is checked too).
 WITHOUT_INFLUENCE = (
     *(f"rl4rec/{name}.py" for name in ("__init__", "errors", "messages", "stage", "distributed", "serving", "params")),
-    *(f"rl4rec/{name}.py" for name in ("json_files", "machine_limits", "parquet_files", "yaml_files")),
+    *(f"rl4rec/{name}.py" for name in ("json_files", "machine_limits", "parquet_files", "progress", "yaml_files")),
     *("rl4rec/registry/", "rl4rec/tracking"),
 )
 _UNTRACKED = ("tracking",)  # sections that change no output

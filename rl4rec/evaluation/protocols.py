@@ -111,7 +111,9 @@ def _rank(
     ranks = {protocol: np.empty(users, np.int32) for protocol in ("full", "full_unmasked", "sampled")}
     width = min(params.ks[-1], num_items)
     shown = {protocol: np.empty((users, width), np.int32) for protocol in ("full", "full_unmasked")}
-    for start, stop, scores in score_blocks(score, users=users, num_items=num_items, batch_size=params.batch_size):
+    for start, stop, scores in score_blocks(
+        score, users=users, num_items=num_items, batch_size=params.batch_size, name=f"evaluation on {fold.name}"
+    ):
         targets = torch.from_numpy(fold.targets[start:stop]).to(scores.device)
         drawn = torch.from_numpy(negatives.items[start:stop].astype(np.int64)).to(scores.device)
         seen = fold.seen_pairs(start, stop, scores.device)

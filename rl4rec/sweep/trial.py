@@ -13,6 +13,7 @@ from pathlib import Path
 from rl4rec.data.prepared import PreparedData
 from rl4rec.errors import UserError
 from rl4rec.params import Params
+from rl4rec.progress import wiped_out
 from rl4rec.sweep.space import SweptStage
 from rl4rec.tracking import StageRun, replace_run
 
@@ -58,7 +59,7 @@ def train(stage: SweptStage, params: Params, run: StageRun, *, root: Path, scrat
     sys.path.insert(0, beside)
     try:
         spec.loader.exec_module(script)
-        with contextlib.chdir(scratch), replace_run(run):
+        with contextlib.chdir(scratch), replace_run(run), wiped_out():
             script.main(params, *stage.variant)
     finally:
         sys.path.remove(beside)

@@ -14,7 +14,6 @@ Deviations from running TRL as it comes, and why:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -155,6 +154,7 @@ def build_grpo(
             rename=trainer.rename,
             every=rl.eval_every,
             samples_per_step=trainer.slates_per_step,
+            name="grpo",
             validate_start=True,
         )
     )
@@ -309,7 +309,7 @@ def _arguments(rl: RLParams, params: GRPOParams, folder: Path, *, prompts: int) 
         "save_steps": -(-rl.eval_every // params.num_iterations) * params.num_iterations,
         "eval_strategy": "no",
         "report_to": "none",
-        "disable_tqdm": not sys.stderr.isatty(),
+        "disable_tqdm": True,  # MonitorCallback has the progress
         "seed": params.seed,
         "data_seed": params.seed,
         "bf16": False,
