@@ -34,9 +34,7 @@ Floats = npt.NDArray[np.float64]
 
 def expected_ndcg(above: npt.NDArray[np.int64], unseen: npt.NDArray[np.int64]) -> Floats:
     """E[NDCG@K among 1 + NEGATIVES] of targets with `above` of `unseen` other items above them, (u,)."""
-    return sum(
-        (hypergeom.pmf(j, unseen, above, NEGATIVES) / math.log2(j + 2) for j in range(K)), np.zeros(len(above))
-    )
+    return sum((hypergeom.pmf(j, unseen, above, NEGATIVES) / math.log2(j + 2) for j in range(K)), np.zeros(len(above)))
 
 
 def gains(ranks: npt.NDArray[Any]) -> Floats:
@@ -51,7 +49,9 @@ def taken_apart(full: npt.NDArray[Any], sampled: npt.NDArray[Any], unseen: npt.N
     for low, high in pairwise((*EDGES, int(unseen.max()) + 1)):
         inside = (full >= low) & (full < high)
         share = {"users": inside, "full": gains(full) * inside, "sampled": gains(sampled) * inside}
-        bands.append({"from": low, "to": high} | {key: round(float(part.sum() / users), 4) for key, part in share.items()})
+        bands.append(
+            {"from": low, "to": high} | {key: round(float(part.sum() / users), 4) for key, part in share.items()}
+        )
     return {
         "full_ndcg@10": round(float(gains(full).mean()), 4),
         "sampled_ndcg@10": round(float(gains(sampled).mean()), 4),
@@ -72,7 +72,9 @@ def main() -> None:
         own = distinct_rows(data.sequences.take(ranks["user_row"].to_numpy()), data.num_items)
         columns = (ranks["test_full"].to_numpy(), ranks["test_sampled"].to_numpy())
         result["policies"][policy] = taken_apart(*columns, data.num_items - own.lengths)
-    unseen = np.full(len(EXAMPLES), data.num_items - 9)  # of a user with nine distinct items, as Beauty's have on average
+    unseen = np.full(
+        len(EXAMPLES), data.num_items - 9
+    )  # of a user with nine distinct items, as Beauty's have on average
     typical = expected_ndcg(np.array(EXAMPLES), unseen)
     result["typical_user"] = {
         "unseen": int(unseen[0]),
