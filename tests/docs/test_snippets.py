@@ -14,6 +14,7 @@ import yaml
 from rl4rec.cli import app
 from rl4rec.params import Params, validate_settings
 from rl4rec.sweep.settings import SweepParams
+from rl4rec.workspace import merge_settings
 from tests.docs.markdown import GUIDES, ROOT, blocks, code_spans
 
 COMMAND = typer.main.get_command(app)
@@ -55,13 +56,6 @@ def commands(text: str) -> Iterator[list[str]]:
             words = []
 
 
-def merged(base: Any, changes: Any) -> Any:
-    """Nested settings over others."""
-    if not isinstance(base, dict) or not isinstance(changes, dict):
-        return changes
-    return base | {key: merged(base.get(key), value) for key, value in changes.items()}
-
-
 def values_of(text: str) -> list[str]:
     """What `-S key=...` tries: one value, `a,b`, `choice(a,b)` or `range(a,b)`."""
     if text.startswith("range("):
@@ -80,7 +74,7 @@ def check_experiment(words: list[str]) -> None:
             change: Any = yaml.safe_load(value)
             for key in reversed(item.partition("=")[0].split(".")):
                 change = {key: change}
-            settings = merged(settings, change)
+            settings = merge_settings(settings, change)
         validate_settings(settings, "dvc exp run", Params)
 
 
@@ -125,7 +119,7 @@ def check_yaml(text: str) -> None:
     assert isinstance(content, dict)
     if content.keys() <= Params.model_fields.keys():
         base = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-        validate_settings(merged(base, content), "snippet", Params)
+        validate_settings(merge_settings(base, content), "snippet", Params)
     elif content.keys() <= SweepParams.model_fields.keys():
         base = yaml.safe_load((ROOT / "sweep.yaml").read_text(encoding="utf-8"))
         validate_settings({**base, **content}, "snippet", SweepParams)
