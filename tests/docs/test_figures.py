@@ -104,6 +104,12 @@ def test_protocols_are_explained_with_the_figures_of_the_ranks() -> None:
         assert abs(expected - measured) < 0.001, policy  # the explanation is right, and "worth less than .001"
     assert found["policies"]["ppo"]["full_ndcg@10"] < sft["full_ndcg@10"]  # "orders can flip"
     assert found["policies"]["ppo"]["sampled_ndcg@10"] > sft["sampled_ndcg@10"]
+    top, deep = (
+        [100 * sum(band["users"] for band in found["policies"][name]["bands"][part]) for name in ("ppo", "sft")]
+        for part in (slice(0, 1), slice(1, 3))
+    )
+    for a, b in (top, deep):
+        assert f"{a:.2f} %" in page and f"SFT {b:.2f} %" in page
     deeper = 1 - sft["bands"][0]["sampled"] / sft["sampled_ndcg@10"]
     assert 0.72 < deeper < 0.75  # "nearly three quarters"
 

@@ -89,6 +89,7 @@ def check_command(words: list[str]) -> None:
     """One command of the guides, as far as it can be known without running it."""
     match words:
         case ["rl4rec", *rest]:
+            rest = [word for word in rest if word != "--help"] or ["check-params"]
             with COMMAND.make_context("rl4rec", [*rest], resilient_parsing=False) as context:
                 name, command, arguments = COMMAND.resolve_command(context, [*context._protected_args, *context.args])
                 assert command is not None
