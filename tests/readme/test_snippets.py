@@ -105,7 +105,8 @@ def test_own_data_model_and_reward_train(shop: Path) -> None:
     for script in (("sft.py",), ("crossfit.py",), ("rl.py", "grpo"), ("rl.py", "ppo"), ("evaluate.py", "grpo")):
         run(shop, sys.executable, f"pipelines/{script[0]}", *script[1:])
     config = json.loads((shop / "models" / "grpo" / "config.json").read_text())
-    assert config["vocab_size"] > 40 + 40  # the pretrained model's tokens and the items
+    text = json.loads((shop / "gpt2" / "config.json").read_text())
+    assert config["item_offset"] == text["vocab_size"]  # the items stand behind the pretrained model's tokens
     rows = [json.loads(line) for line in (shop / "logs" / "grpo.jsonl").read_text().splitlines()]
     # A hit earns NDCG over the root of the item's count, so no mean reward is above that of the rarest item.
     rarest = min(pl.read_parquet(shop / "data" / "prepared" / "items.parquet")["count"])
