@@ -53,3 +53,15 @@ def anchors(text: str) -> set[str]:
         found[slug] = count + 1
         result.add(f"{slug}-{count}" if count else slug)
     return result
+
+
+def in_general(key: str) -> str:
+    """A metric's key with its cut-off as the glossary has it: `ndcg@10` as `ndcg@k`."""
+    return re.sub(r"@\d+$", "@k", key)
+
+
+def glossary() -> set[str]:
+    """Every key that `docs/metrics.md` explains: the code in the first column of its tables."""
+    page = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    first = re.findall(r"^\| (.*?) \|", page, re.MULTILINE)
+    return {in_general(key) for cell in first for key in _SPAN.findall(cell)}

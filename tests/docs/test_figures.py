@@ -11,7 +11,8 @@ from rl4rec.data.sources.sequences import read_sequences
 from rl4rec.errors import UserError
 from rl4rec.params import Columns
 from rl4rec.report.study import study_tables
-from rl4rec.report.table import NAMES
+from rl4rec.report.table import NAMES, verdict
+from tests.docs.markdown import glossary, in_general
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,3 +143,30 @@ def test_messages_quoted_for_bad_data_are_those_of_the_readers(tmp_path: Path, m
             read_sequences(Path(name)) if name == "s.txt" else read_interactions(Path(name), Columns())
         message = str(refused.value).partition(" Expected `user")[0]
         assert f"`{message}`" in page, message
+
+
+def test_the_answer_about_ppo_and_grpo_is_that_of_the_committed_study() -> None:
+    page = (ROOT / "docs/PPO_vs_GRPO.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "metrics/study.json").read_text(encoding="utf-8"))["settings"]["default"]
+    for name, label in (
+        ("grpo", "GRPO"),
+        ("ppo", "PPO"),
+        ("sft_continued", "the control: the same updates, cross-entropy"),
+    ):
+        full, sampled = (found[f"{name}_vs_sft"][f"test.{key}.ndcg@10"] for key in ("full", "sampled100"))
+        assert verdict(full["ci95"]) == "no clear difference" and verdict(sampled["ci95"]) == "better"
+        seconds = [run["train_seconds"] for key, run in found["runs"].items() if key.rpartition("-")[0] == name]
+        cells = f"{full['relative']:+.1%}".replace("%", " % (no clear difference)"), f"{sampled['relative']:+.1%}"
+        row = f"| {label} | {cells[0]} | {cells[1].replace('%', ' %')} | {sum(seconds) / len(seconds):.0f} |"
+        assert row in page, row
+    assert verdict(found["grpo_vs_ppo"]["test.full.ndcg@10"]["ci95"]) == "no clear difference"
+    assert verdict(found["grpo_vs_ppo"]["test.sampled100.ndcg@10"]["ci95"]) == "no clear difference"
+
+
+def test_every_key_of_the_committed_metrics_is_in_the_glossary() -> None:
+    known = glossary()
+    for policy in NAMES.keys() - {"oracle"}:
+        found = json.loads((ROOT / f"metrics/{policy}.json").read_text(encoding="utf-8"))
+        for protocol, values in found["test"].items():
+            assert protocol in known
+            assert {in_general(key) for key in values} <= known, protocol

@@ -17,6 +17,7 @@ import yaml
 
 from rl4rec.params import load_params
 from rl4rec.workspace import make_workspace
+from tests.docs.markdown import glossary, in_general
 
 ROOT = Path(__file__).parents[2]
 POLICIES = ("popularity", "sft", "sft_continued", "ppo", "grpo")
@@ -101,6 +102,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(folder, "git", "add", ".")
     run(folder, "git", "commit", "--quiet", "-m", "results")
     return folder
+
+
+def test_every_logged_metric_is_in_the_glossary(project: Path) -> None:
+    logged = set()
+    for log in (project / "logs").glob("*.jsonl"):
+        logged |= {in_general(key) for line in log.read_text().splitlines() for key in json.loads(line)}
+    assert "train/reward" in logged and "train/prompts_per_second" in logged
+    assert logged - {"summary"} <= glossary()
 
 
 def test_every_output_is_there(project: Path) -> None:
