@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install demo repro retrain remote refit study sweep test check format fuzz audit bench chaos ui image clean
+.PHONY: help install demo repro retrain remote refit study sweep test check format fuzz audit bench chaos ui notebook image clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -98,6 +98,9 @@ chaos: $(READY) ## kill every stage at random moments and start it again: the re
 ui: $(READY) ## the MLflow UI of mlflow.db on 127.0.0.1 (make ui PORT=5001; the demo's: make ui DIR=.demo)
 	@cd $(or $(DIR),.) && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 		mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri sqlite:///mlflow.db
+
+notebook: $(READY) ## run examples/first_hour.ipynb anew and keep its outputs
+	@python -m tests.test_notebook
 
 image: ## build the Dockerfile without an engine and run the demo in it, as root (sudo make image; .ci/image says how)
 	@.ci/image
