@@ -20,7 +20,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export DVC_NO_ANALYTICS := 1
 export NO_MKDOCS_2_WARNING := 1  # the site is built with the pinned 1.6
 
-.PHONY: help install demo repro retrain remote refit study sweep test check format figures fuzz audit dist bench chaos ui docs docs-serve image clean
+.PHONY: help install demo repro retrain remote refit study sweep test check format figures fuzz audit dist bench chaos ui docs docs-serve notebook image clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -118,6 +118,9 @@ docs: $(READY) ## build the guides as a site into site/, links checked
 
 docs-serve: $(READY) ## the guides on http://127.0.0.1:8000, built anew as they are written (DOCS_PORT=8001)
 	@mkdocs serve --dev-addr 127.0.0.1:$(DOCS_PORT)
+
+notebook: $(READY) ## run examples/first_hour.ipynb anew and keep its outputs
+	@python -m tests.test_notebook
 
 image: ## build the Dockerfile without an engine and run the demo in it, as root (sudo make image; .ci/image says how)
 	@.ci/image

@@ -25,5 +25,5 @@ def gains(slates: Tensor, targets: Tensor, data: PreparedData) -> Tensor:
     """
     counts = torch.from_numpy(data.item_counts).to(slates.device)  # (I,) training interactions
     weights = counts.clamp_min(1).double() ** -RARITY
-    weights *= counts.sum() / (counts * weights).sum()  # mean 1 over interactions: the learning rates still fit
+    weights *= counts.sum() / (counts * weights).sum()  # mean 1 over interactions: NDCG's scale
     return slate_gains(slates, targets) * weights[targets].unsqueeze(1)

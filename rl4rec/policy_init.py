@@ -46,7 +46,10 @@ def create_policy(
     Args:
         params: the `policy` section.
         item_ids: raw ids, index order.
-        item_tokenizer: the item vocabulary that `prepare` saved.
+        item_tokenizer: the item vocabulary that `prepare` saved, or `build_tokenizer(item_ids)`.
+
+    Returns:
+        The policy and its tokenizer.
 
     Raises:
         UserError: the pretrained model cannot be loaded.

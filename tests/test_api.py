@@ -12,6 +12,7 @@ import typing
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 import rl4rec
 
@@ -48,13 +49,10 @@ def described(name: str) -> list[str]:
     found = getattr(rl4rec, name)
     if not inspect.isclass(found):
         return [f"{name}{inspect.signature(found)}" if inspect.isfunction(found) else f"{name} = {kind(found)}"]
-    try:
-        lines = [f"class {name}{inspect.signature(found)}"]
-    except ValueError:
-        lines = [f"class {name}"]
     own = {key: value for key, value in vars(found).items() if not key.startswith("_")}
-    fields = [] if issubclass(found, Exception) else [key for key in own.get("model_fields", ())]
-    lines += [f"    {field}" for field in fields]
+    if issubclass(found, BaseModel):
+        return [f"class {name}({', '.join(found.model_fields)})"]
+    lines = [f"class {name}" if issubclass(found, Exception) else f"class {name}{inspect.signature(found)}"]
     for key, value in sorted(own.items()):
         if isinstance(value, property):
             lines.append(f"    {name}.{key} -> {value.fget.__annotations__.get('return')}")
@@ -73,7 +71,9 @@ def test_names_and_signatures_are_those_of_the_snapshot() -> None:
 
 
 def snapshot() -> list[str]:
-    return [line for name in rl4rec.__all__ for line in described(name)]
+    """Annotations of a NamedTuple are references, those of other classes text: both without their quotes."""
+    lines = [line for name in rl4rec.__all__ for line in described(name)]
+    return [re.sub(r"ForwardRef\('([^']*)'\)|(?<=[:>] )'([^']*)'", r"\1\2", line) for line in lines]
 
 
 def test_every_name_is_listed_once_in_every_place() -> None:
@@ -116,7 +116,11 @@ def test_a_users_file_passes_a_strict_type_check(tmp_path: Path) -> None:
     file = tmp_path / "user.py"
     file.write_text(USER)
     settings = tmp_path / "mypy.ini"
-    settings.write_text("[mypy]\nstrict = true\nfollow_imports = silent\n")
+    # Large libraries are left out, for time: what is theirs is Any.
+    large = ",".join(
+        f"{name}.*" for name in ("torch", "transformers", "trl", "tokenizers", "polars", "numpy", "mlflow")
+    )
+    settings.write_text(f"[mypy]\nstrict = true\nfollow_imports = silent\n[mypy-{large}]\nfollow_imports = skip\n")
     command = [sys.executable, "-m", "mypy", "--config-file", settings, "--cache-dir", tmp_path / "cache", file]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     lines = [re.sub(r"^.*user\.py:", "", line) for line in result.stdout.splitlines() if "user.py:" in line]

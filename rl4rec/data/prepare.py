@@ -46,6 +46,13 @@ class _Kept:
 def prepare(params: DataParams, out: Path) -> PreparedData:
     """Read the source, filter, number, and write `out` whole (its earlier content is replaced at the end).
 
+    Args:
+        params: the `data` section.
+        out: folder for the prepared data.
+
+    Returns:
+        What `load_prepared(out)` reads.
+
     Raises:
         UserError: no data, damaged data, or nothing left after filtering.
     """

@@ -45,7 +45,12 @@ Ranks = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one policy (as in `metrics/<policy>.json`) and the per-user ranks behind them."""
+    """Metrics of one policy (as in `metrics/<policy>.json`) and the per-user ranks behind them.
+
+    Attributes:
+        metrics: `metrics[fold][protocol][metric]`, and the protocol itself; docs/metrics.md has every key.
+        ranks: a user a row: `user_row`, then `<fold>_<full|full_unmasked|sampled>`, 0 is the top.
+    """
 
     metrics: dict[str, Any]
     ranks: pl.DataFrame  # user_row, then <fold>_<full|full_unmasked|sampled>, int32, 0 is the top
@@ -54,17 +59,34 @@ class Evaluation:
 def evaluate(name: str, scorer: Scorer, data: PreparedData, params: EvaluateParams) -> Evaluation:
     """All protocols on both folds.
 
-    The scorer gets whole histories (the validation item included in the test fold's) and truncates by itself.
+    Args:
+        name: of the policy, for the result.
+        scorer: of b histories (item indices, oldest first) the next-item scores (b, I) or their factors, such as
+            `policy.factors`. It gets whole histories (the validation item included in the test fold's) and truncates
+            by itself.
+        data: whose held-out items are ranked.
+        params: the `evaluate` section.
+
+    Returns:
+        The metrics as `metrics[fold][protocol][metric]`, such as `["test"]["full"]["ndcg@10"]`, and everyone's ranks.
 
     Raises:
-        UserError: a score is NaN.
+        UserError: a score is NaN, or nobody has a held-out item.
     """
     folds = [ranked_fold(data, fold) for fold in FOLDS]
     return _evaluate(name, [(fold, fold.block_scorer(scorer)) for fold in folds], data, params)
 
 
 def evaluate_oracle(data: PreparedData, params: EvaluateParams) -> Evaluation | None:
-    """Evaluate the true next-item distribution, the best that any policy could do; None where it is not known."""
+    """Evaluate the true next-item distribution, the best that any policy could do.
+
+    Args:
+        data: of a simulated shop.
+        params: the `evaluate` section.
+
+    Returns:
+        As `evaluate`; None where the distribution is not known, which is so for all real data.
+    """
     folds: list[tuple[RankedFold, BlockScorer]] = []
     for name in FOLDS:
         truth = data.oracle(name)

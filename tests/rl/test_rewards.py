@@ -1,7 +1,10 @@
 """The reward: the metrics by name, a function of the user's own, and every mistake in one."""
 
+import dataclasses
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -116,3 +119,32 @@ def test_function_and_setting_go_together(tiny_data: PreparedData) -> None:
         make_reward(CUSTOM, tiny_data)
     with pytest.raises(UserError, match=r"is ndcg, so .*whole_numbers would not be used\. Set rl\.reward_type: custom"):
         make_reward(RLParams(), tiny_data, whole_numbers)
+
+
+PAGE = (Path(__file__).parents[2] / "docs/reward.md").read_text(encoding="utf-8")
+RARE, LATE, PROMOTED = (text for text in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "def gains" in text)
+
+
+def documented(text: str) -> GainsFunction:
+    names: dict[str, GainsFunction] = {}
+    exec(text, names)  # type: ignore[arg-type]
+    return names["gains"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (LATE, [[-0.05, 1.0], [1.0, 0.0], [1.0, 0.0], [-0.05, 1.0]]),
+        (PROMOTED, [[0.0, 1.5], [1.0, 0.5], [1.0, 0.5], [0.0, 1.5]]),
+    ],
+)
+def test_the_rewards_of_the_docs(text: str, expected: list[list[float]], tiny_data: PreparedData) -> None:
+    gains = make_reward(CUSTOM, tiny_data, documented(text))(SLATES, TARGETS)
+    assert torch.allclose(gains.flatten(0, 1), torch.tensor(expected))
+
+
+def test_the_reward_of_the_docs_that_pays_for_the_rare(tiny_data: PreparedData) -> None:
+    """Counts 1, 2, 2, 3: percentiles 1/8, 4/8, 4/8, 7/8 with ties half."""
+    data = dataclasses.replace(tiny_data, item_counts=np.array([1, 2, 2, 3]), item_ids=list("abcd"))
+    gains = make_reward(CUSTOM, data, documented(RARE))(torch.tensor([[0, 3], [1, 2]]), torch.tensor([3, 0]))
+    assert gains.flatten().tolist() == pytest.approx([0.0875, 0.0125 + 1 / np.log2(3), 0.05, 0.05])
