@@ -68,7 +68,11 @@ def test_the_page_has_the_options_of_the_scripts() -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     listed = first_cells(section("Pipeline scripts", 2))
-    assert set(listed) - {"params.yaml"} == set(re.findall(r"(?<![\w-])--?[a-z]+", done.stdout)) - {"--help", "-h", "-c"}
+    assert set(listed) - {"params.yaml"} == set(re.findall(r"(?<![\w-])--?[a-z]+", done.stdout)) - {
+        "--help",
+        "-h",
+        "-c",
+    }
 
 
 def test_the_page_has_every_variable_that_the_code_reads_or_sets() -> None:
