@@ -88,15 +88,20 @@ def _read(path: Path) -> pl.DataFrame:
         case other:
             raise UserError(f"{path}: unknown form {shown(other)}. Expected .parquet or .jsonl.")
     if "history" not in table.columns:
-        raise UserError(f"{path}: no column 'history'. The file has: {listed(table.columns)}.")
+        raise UserError(
+            f"{path}: no column 'history'. The file has: {listed(table.columns)}. "
+            "Name the one with lists of item ids history."
+        )
     if table.is_empty():
-        raise UserError(f"{path}: no users.")
+        raise UserError(f"{path}: no users. Give it a row for each history.")
     for name in {"history", "exclude"} & set(table.columns):
         kind = table.schema[name]
         if kind == pl.List(pl.Null):  # only empty lists
             table = table.with_columns(pl.col(name).cast(_LISTS))
         elif kind not in (_LISTS, pl.List(pl.Categorical)):
-            raise UserError(f"{path}: column '{name}' must hold lists of item ids (text), but it holds {kind}.")
+            raise UserError(
+                f"{path}: column '{name}' must hold lists of item ids (text), but it holds {kind}. Convert it."
+            )
     taken = {"items", "scores", "unknown"} & set(table.columns)
     if taken:
         raise UserError(f"{path}: column '{min(taken)}' would be overwritten by the result. Rename it.")
@@ -111,4 +116,6 @@ def _read_json_lines(path: Path) -> pl.DataFrame:
         return pl.read_ndjson(io.BytesIO(data), infer_schema_length=None) if data.strip() else pl.DataFrame()
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: cannot be read ({reason}).") from None
+        raise UserError(
+            f"{path}: cannot be read ({reason}). Expected one JSON object a line, with a key history."
+        ) from None

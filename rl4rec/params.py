@@ -457,7 +457,10 @@ def validate_settings(settings: object, name: str, model: type[S]) -> S:
     if settings is None:
         settings = {}
     if not isinstance(settings, dict):
-        raise UserError(f"{name}: expected sections ({', '.join(model.model_fields)}), got {shown(settings)}")
+        raise UserError(
+            f"{name}: expected sections ({', '.join(model.model_fields)}), got {shown(settings)}. Write settings as "
+            "`section: {key: value}`; what is left out has its default"
+        )
     try:
         return model.model_validate(settings)
     except ValidationError as error:

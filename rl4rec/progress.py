@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from tqdm import tqdm
 
@@ -77,7 +77,7 @@ class Progress:
                 unit_divisor=1024 if size else 1000,
                 delay=_DELAY_SECONDS,
                 leave=False,
-                dynamic_ncols=True,
+                **_width(),
                 miniters=1,
                 file=sys.stderr,
             )
@@ -112,6 +112,15 @@ class Progress:
         if self._total is not None and rate > 0:
             line += f", {tqdm.format_interval(max(self._total - self._count, 0) / rate)} left"
         return line
+
+
+def _width() -> dict[str, Any]:
+    """The width of a bar: that of the terminal as it changes, or 80 columns where it states none."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except OSError:
+        columns = 0
+    return {"dynamic_ncols": True} if columns else {"ncols": 80, "nrows": 24}
 
 
 def track(iterable: Iterable[T], description: str, *, total: int | None = None, unit: str) -> Iterator[T]:

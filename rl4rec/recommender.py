@@ -196,6 +196,9 @@ def load_recommender(folder: Path, items: Path) -> Recommender:
     policy = load_policy(folder)
     table = read_items(items)
     if policy.num_items != len(table):
-        raise UserError(f"{folder}: a policy of {policy.num_items} items, but {items} has {len(table)}.")
+        raise UserError(
+            f"{folder}: a policy of {policy.num_items} items, but {items} has {len(table)}. "
+            "They are of different data: run `dvc repro`."
+        )
     torch.nn.Module.to(policy, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return Recommender(policy, table["item"].to_list(), table["count"].to_numpy().astype(np.int64))

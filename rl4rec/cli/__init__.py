@@ -15,4 +15,9 @@ def main() -> None:
     """Run the command; a user's mistake becomes a message on stderr and exit status 2."""
     outlive_readers()
     with reported("rl4rec"):
-        app(prog_name="rl4rec")
+        try:
+            app(prog_name="rl4rec")
+        except SystemExit as end:
+            if end.code == 130:  # typer's status for an interruption, without a word
+                raise KeyboardInterrupt from None
+            raise

@@ -65,7 +65,10 @@ def ranked_fold(data: PreparedData, fold: Fold) -> RankedFold:
     """
     split = data.split(fold)
     if len(split.targets) == 0:
-        raise UserError(f"{data.folder}: no user has the three interactions that a held-out item needs.")
+        raise UserError(
+            f"{data.folder}: no user has the three interactions that a held-out item needs. "
+            "Bring more data, then run `dvc repro`."
+        )
     seen = distinct_rows(split.history, data.num_items)
     seen_by = np.repeat(np.arange(len(split.targets)), seen.lengths)
     repeated = np.zeros(len(split.targets), dtype=bool)

@@ -53,7 +53,7 @@ def train(stage: SweptStage, params: Params, run: StageRun, *, root: Path, scrat
         (scratch / name).symlink_to((root / name).resolve())
     spec = importlib.util.spec_from_file_location(f"pipelines_{stage.script.stem}", stage.script)
     if spec is None or spec.loader is None:
-        raise UserError(f"{stage.script}: cannot be loaded")
+        raise UserError(f"{stage.script}: cannot be loaded. Restore it from the repository")
     script = importlib.util.module_from_spec(spec)
     beside = str(stage.script.parent)  # where a script finds its own modules, such as pipelines/reward.py
     sys.path.insert(0, beside)

@@ -232,7 +232,10 @@ def sync(params: TrackingParams, root: Path = ROOT) -> int:
         )
     except Exception as error:
         address = redact(server_address(params))
-        raise UserError(f"MLflow at {address} did not take everything, the rest stays: {_short(error)}") from None
+        raise UserError(
+            f"MLflow at {address} did not take everything, the rest stays: {_short(error)}. "
+            "Run `rl4rec sync` again when it answers"
+        ) from None
 
 
 def _leading(queue: Sequence[Entry]) -> list[Entry]:

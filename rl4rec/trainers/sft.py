@@ -56,7 +56,10 @@ def train_sft(
     sequences = data.train_sequences(latest=params.feedback == "latest")
     cut = windows(sequences, policy.config.max_history + 1)
     if not cut:
-        raise UserError("no user has two training items (the last two of each are held out): there is nothing to learn")
+        raise UserError(
+            "no user has two training items (the last two of each are held out): there is nothing to learn. "
+            "Bring more data"
+        )
     dataset = Dataset.from_dict({"input_ids": cut})
     resume = latest_checkpoint(checkpoints, digest)
     arguments = sft_arguments(params, checkpoints, steps_per_epoch=-(-len(dataset) // _sequences_per_step(params)))
