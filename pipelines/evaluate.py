@@ -1,4 +1,4 @@
-"""Evaluate: rank the held-out items with one policy (`metrics/<policy>.json`, `ranks/<policy>.parquet`)."""
+"""Evaluate: rank the held-out items with one policy (`metrics/`, `ranks/` and `slates/`)."""
 
 import logging
 from pathlib import Path
@@ -22,7 +22,7 @@ def main(params: Params, policy: str) -> None:
         run.log_dataset(data, context="evaluation")
         result = evaluate(policy, load_scorer(policy, data, Path("models")), data, params.evaluate)
         metrics_path = Path("metrics", f"{policy}.json")
-        save_evaluation(result, metrics_path, Path("ranks", f"{policy}.parquet"))
+        save_evaluation(result, metrics_path, *(Path(kind, f"{policy}.parquet") for kind in ("ranks", "slates")))
         for fold in FOLDS:
             for protocol, values in result.metrics[fold].items():
                 metrics = {f"{fold}/{protocol}/{key}": value for key, value in values.items()}

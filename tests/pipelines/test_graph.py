@@ -118,6 +118,7 @@ def test_every_output_is_there(project: Path) -> None:
         assert 0 <= metrics["test"]["full"]["ndcg@5"] <= 1
         assert 0 <= metrics["valid"]["sampled20"]["ndcg@10"] <= 1
         assert (project / "ranks" / f"{policy}.parquet").is_file()
+        assert (project / "slates" / f"{policy}.parquet").is_file()
     comparison = json.loads((project / "metrics" / "comparison.json").read_text())
     low, high = comparison["grpo_vs_sft"]["test.sampled20.ndcg@5"]["ci95"]
     assert low <= high
@@ -141,7 +142,9 @@ def test_the_comparison_is_shown(project: Path) -> None:
 def test_what_git_sees(project: Path) -> None:
     tracked = run(project, "git", "ls-files").splitlines()
     assert {"dvc.lock", "data/raw.json", "metrics/comparison.json", "metrics/popularity.json"} <= set(tracked)
-    assert not [path for path in tracked if path.startswith(("models/", "logs/", "ranks/", "reports/", "mlruns/"))]
+    assert not [
+        path for path in tracked if path.startswith(("models/", "logs/", "ranks/", "slates/", "reports/", "mlruns/"))
+    ]
     assert run(project, "git", "status", "--porcelain") == ""
 
 
