@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from rl4rec.report.plots import COLOURS
+from rl4rec.report.study import study_tables
 from rl4rec.report.table import NAMES, headline_metrics
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"README.md": "en", "README.ko.md": "ko"}
+PAGES = {"README.md": "en", "README.ko.md": "ko", "docs/ko/PPO_vs_GRPO.md": "ko"}
 PICTURE = ROOT / "docs" / "figures" / "result.png"
 POLICIES = ("popularity", "sft", "sft_continued", "ppo", "grpo")
 PAIRS = ("ppo_vs_sft", "grpo_vs_sft", "ppo_vs_sft_continued", "grpo_vs_sft_continued", "grpo_vs_ppo")
@@ -43,14 +44,52 @@ WORDS: dict[str, dict[str, str]] = {
     "ko": {
         "full": "전체 카탈로그",
         "sampled": "1+100 후보",
-        "changes": "같은 사용자에 대한 웜 스타트(SFT) 대비 NDCG@10 변화",
-        "coverage": "누구에게든 한 번이라도 추천된 카탈로그의 비율",
-        "refit": "`make refit` 이후 NDCG@10 전체 / 1+100",
+        "changes": "같은 사용자에서 웜 스타트(SFT) 대비 NDCG@10의 변화",
+        "coverage": "카탈로그에서 한 명에게라도 추천되는 아이템의 비율",
+        "refit": "`make refit` 이후의 NDCG@10 full / 1+100",
         "what": "항목",
         "against": "비교 대상",
         "ratio": "비율",
     },
 }
+
+# The words in the tables of the study, cell by cell; what has none of them is figures and names.
+STUDY = {
+    "test, mean over seeds": "테스트, 시드 평균",
+    "test NDCG@10, full": "테스트 NDCG@10, full",
+    "test NDCG@10, 1+100": "테스트 NDCG@10, 1+100",
+    "validation NDCG@10": "검증 NDCG@10",
+    "best step": "최고 스텝",
+    "seconds": "시간(초)",
+    "peak memory, MB": "최대 메모리, MB",
+    "claim": "주장",
+    "PPO, claimed": "PPO, 주장",
+    "GRPO, claimed": "GRPO, 주장",
+    "verdict": "판정",
+    "stability: spread of test NDCG@10 over seeds": "안정성: 시드에 따른 테스트 NDCG@10의 편차",
+    "sample efficiency: NDCG@10 at an equal number of slates": "샘플 효율: 슬레이트 수가 같을 때의 NDCG@10",
+    "cost of a step": "스텝당 비용",
+    "step of the best validation": "검증 결과가 가장 좋은 스텝",
+    "total time": "총 소요 시간",
+    "NDCG@10 among 1+100": "1+100에서의 NDCG@10",
+    "average": "보통",
+    "high": "높음",
+    "low": "낮음",
+    "holds": "맞음",
+    "does not": "맞지 않음",
+    "not clear": "불분명",
+    "no clear difference": "뚜렷한 차이 없음",
+    "does not (equal slates a step)": "맞지 않음(스텝당 슬레이트 수가 같음)",
+    "does not: one forward pass serves all slates": "맞지 않음: 순전파 한 번으로 모든 슬레이트를 처리",
+}
+STUDY_PATTERNS = (
+    (r"### Setting (`\w+`)", r"### 설정 \1"),
+    (r"### The claims", "### 주장"),
+    (r"Seeds ([\d, ]+)\.", r"시드 \1."),
+    (r"memory of the process, (\d+) to (\d+) generations", r"프로세스의 메모리, 생성 수 \1개에서 \2개로"),
+    (r"about (\d+x)", r"약 \1"),
+)
+FIGURES = re.compile(r"(SFT continued|SFT|PPO|GRPO|NDCG@\d+|HR@\d+|full|[-+.,:%()\[\]\d\s]|(?<=\d)x|(?<= )s)*")
 
 # label, the peer it is measured against, and where the ratio is: file, keys, digits
 SPEED: tuple[tuple[dict[str, str], dict[str, str], tuple[str, ...], int], ...] = (
@@ -58,7 +97,7 @@ SPEED: tuple[tuple[dict[str, str], dict[str, str], tuple[str, ...], int], ...] =
         {"en": "SFT step, tokens/s", "ko": "SFT 스텝, 토큰/초"},
         {
             "en": "TRL's SFTTrainer, same model and data, in its faster precision",
-            "ko": "같은 모델과 데이터의 TRL SFTTrainer(더 빠른 정밀도)",
+            "ko": "TRL의 SFTTrainer, 같은 모델과 데이터, 더 빠른 쪽의 정밀도",
         },
         ("sft", "ratio", "tokens_per_s_vs_plain"),
         1,
@@ -70,26 +109,26 @@ SPEED: tuple[tuple[dict[str, str], dict[str, str], tuple[str, ...], int], ...] =
         2,
     ),
     (
-        {"en": "SFT, seconds to equal validation NDCG@10", "ko": "SFT, 같은 검증 NDCG@10까지 걸린 시간"},
+        {"en": "SFT, seconds to equal validation NDCG@10", "ko": "SFT, 같은 검증 NDCG@10에 도달하기까지의 시간(초)"},
         {
             "en": "RecTools' SASRec, same data and size, one core each",
-            "ko": "같은 데이터와 크기의 RecTools SASRec, 각각 코어 하나",
+            "ko": "RecTools의 SASRec, 같은 데이터와 크기, 각각 코어 하나",
         },
         ("sft", "ratio", "time_to_accuracy_vs_rectools"),
         2,
     ),
     (
-        {"en": "exact full ranking, seconds", "ko": "정확한 전체 순위, 시간"},
+        {"en": "exact full ranking, seconds", "ko": "정확한 전체 순위, 시간(초)"},
         {
             "en": "the matrix product of its scores alone, in the same batches",
-            "ko": "같은 배치에서 점수의 행렬곱만 계산",
+            "ko": "같은 배치에서 점수의 행렬 곱만 계산",
         },
         ("sft", "ratio", "eval_vs_gemm"),
         1,
     ),
     (
         {"en": "exact full ranking, users/s", "ko": "정확한 전체 순위, 사용자/초"},
-        {"en": "counting in numpy what scores above the target", "ko": "정답보다 높은 점수를 numpy로 세기"},
+        {"en": "counting in numpy what scores above the target", "ko": "타깃보다 점수가 높은 아이템을 numpy로 세기"},
         ("evaluate", "ratio", "rank_vs_counting"),
         1,
     ),
@@ -97,21 +136,21 @@ SPEED: tuple[tuple[dict[str, str], dict[str, str], tuple[str, ...], int], ...] =
         {"en": "GRPO step, slates/s", "ko": "GRPO 스텝, 슬레이트/초"},
         {
             "en": "TRL's GRPOTrainer (float32), 16 slates of ten items a prompt",
-            "ko": "TRL GRPOTrainer(float32), 프롬프트마다 아이템 열 개짜리 슬레이트 16개",
+            "ko": "TRL의 GRPOTrainer(float32), 프롬프트당 아이템 열 개짜리 슬레이트 16개",
         },
         ("rl", "ratio", "grpo_vs_stock_trl"),
         1,
     ),
     (
         {"en": "PPO step, slates/s", "ko": "PPO 스텝, 슬레이트/초"},
-        {"en": "the same, as many slates a prompt", "ko": "위와 같음, 프롬프트마다 같은 수의 슬레이트"},
+        {"en": "the same, as many slates a prompt", "ko": "위와 같음, 프롬프트당 같은 수의 슬레이트"},
         ("rl", "ratio", "ppo_vs_stock_trl"),
         1,
     ),
     (
         {
             "en": "PPO step (one slate a prompt), slates/s",
-            "ko": "PPO 스텝(프롬프트마다 슬레이트 하나), 슬레이트/초",
+            "ko": "PPO 스텝(프롬프트당 슬레이트 하나), 슬레이트/초",
         },
         {"en": "the same", "ko": "위와 같음"},
         ("rl", "ratio", "ppo_one_slate_vs_stock_trl"),
@@ -126,11 +165,11 @@ SPEED: tuple[tuple[dict[str, str], dict[str, str], tuple[str, ...], int], ...] =
     (
         {
             "en": "`rl4rec serve`, one history a request, median latency",
-            "ko": "`rl4rec serve`, 요청마다 이력 하나, 지연 시간 중앙값",
+            "ko": "`rl4rec serve`, 요청당 이력 하나, 지연 시간 중앙값",
         },
         {
             "en": "the same architecture generating ten tokens behind `mlflow models serve`",
-            "ko": "같은 구조가 `mlflow models serve` 뒤에서 토큰 열 개를 생성",
+            "ko": "같은 구조로 `mlflow models serve` 뒤에서 토큰 열 개를 생성",
         },
         ("serve", "ratio", "rl4rec_serve_batch_1_p50_vs_generate"),
         2,
@@ -138,7 +177,7 @@ SPEED: tuple[tuple[dict[str, str], dict[str, str], tuple[str, ...], int], ...] =
     (
         {
             "en": "`rl4rec serve`, requests/s of eight clients",
-            "ko": "`rl4rec serve`, 클라이언트 여덟의 초당 요청",
+            "ko": "`rl4rec serve`, 클라이언트 여덟 개의 요청/초",
         },
         {"en": "the same", "ko": "위와 같음"},
         ("serve", "ratio", "rl4rec_serve_requests_per_s_vs_generate"),
@@ -146,7 +185,7 @@ SPEED: tuple[tuple[dict[str, str], dict[str, str], tuple[str, ...], int], ...] =
     ),
     (
         {"en": "`prepare`, 198,502 rows", "ko": "`prepare`, 198,502행"},
-        {"en": "the same steps in pandas", "ko": "pandas로 한 같은 단계"},
+        {"en": "the same steps in pandas", "ko": "pandas로 구현한 같은 단계"},
         ("prepare", "beauty_sized", "pandas_over_prepare"),
         1,
     ),
@@ -199,6 +238,12 @@ def speed(language: str) -> str:
     return "\n".join(rows)
 
 
+def study(_: str) -> str:
+    """The tables of `metrics/study.json` in Korean; `make study` writes the English ones itself."""
+    text = study_tables(_json("metrics/study.json"))
+    return "\n" + re.sub(r"[^|\n]+", lambda cell: _korean(cell[0]), text)
+
+
 def files(_: str) -> str:
     """Every module of the package and the scripts, each with the first sentence of its docstring."""
     rows = ["| file | |", "|---|---|"]
@@ -210,14 +255,23 @@ def files(_: str) -> str:
     return "\n".join(rows)
 
 
-MADE: dict[str, Callable[[str], str]] = {"results": results, "refit": refit, "speed": speed, "files": files}
+MADE: dict[str, Callable[[str], str]] = {
+    "results": results,
+    "refit": refit,
+    "speed": speed,
+    "study": study,
+    "files": files,
+}
 
 
 def filled(text: str, language: str) -> str:
     """The page with every block made anew."""
 
     def fill(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{MADE[match[2]](language)}\n{match[3]}"
+        made = MADE[match[2]](language)
+        if language == "ko":
+            made = made.replace(" %", "%")  # Korean writes the sign without a space
+        return f"{match[1]}\n{made}\n{match[3]}"
 
     return re.sub(r"(<!-- made: (\w+) -->)\n.*?(<!-- end: \2 -->)", fill, text, flags=re.S)
 
@@ -264,6 +318,18 @@ def out_of_step() -> Iterator[str]:
 
 def _json(path: str) -> Any:
     return json.loads((ROOT / path).read_text(encoding="utf-8"))
+
+
+def _korean(cell: str) -> str:
+    """A cell or a line of the study's tables; the spaces around it stay."""
+    text = cell.strip()
+    found = STUDY.get(text)
+    for pattern, korean in STUDY_PATTERNS:
+        if re.fullmatch(pattern, text):
+            found = re.sub(pattern, korean, text)
+    if found is None and not FIGURES.fullmatch(text):
+        sys.exit(f"no Korean for {text!r}: add it to STUDY in {Path(__file__).name}")
+    return cell if found is None else cell.replace(text, found)
 
 
 def _interval(found: dict[str, Any]) -> str:
