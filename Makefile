@@ -5,10 +5,12 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 PORT ?= 5000
+DOCS_PORT ?= 8000
 VENV := .venv
 READY := $(VENV)/.installed
 BIN := $(CURDIR)/$(VENV)/bin
 FUZZER := $(shell sed -n 's/^fuzz = \["\(.*\)"\]$$/\1/p' pyproject.toml)
+BUILDER := $(shell sed -n 's/^release = \["\(.*\)"\]$$/\1/p' pyproject.toml)
 AUDITOR := $(shell sed -n 's/^audit = \["\(.*\)"\]$$/\1/p' pyproject.toml)
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)",*$$/\1/p' pyproject.toml)
 
@@ -16,11 +18,12 @@ export PATH := $(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export DVC_NO_ANALYTICS := 1
+export NO_MKDOCS_2_WARNING := 1  # the site is built with the pinned 1.6
 
-.PHONY: help install demo repro retrain remote refit study sweep test check format figures fuzz audit bench chaos ui image clean
+.PHONY: help install demo repro retrain remote refit study sweep test check format figures fuzz audit dist bench chaos ui docs docs-serve notebook image clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 install: $(READY) ## make .venv with the pinned versions (the other targets do it by themselves)
 
@@ -93,6 +96,12 @@ audit: $(READY) ## known vulnerabilities of the installed versions (needs pypi.o
 		.venv-audit/bin/pip install -qq --disable-pip-version-check '$(AUDITOR)'; }
 	@.ci/audit .venv-audit/bin/pip-audit "$$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
+dist: $(READY) ## the sdist and the wheel of this checkout, in dist/ (needs PyPI)
+	@rm -rf build dist
+	@test -x .venv-release/bin/python || $(PYTHON) -m venv .venv-release
+	@.venv-release/bin/pip install -qq --disable-pip-version-check '$(BUILDER)'
+	@.venv-release/bin/python -m build
+
 bench: $(READY) ## speed and memory, each against a named peer, an hour in all (some: make bench BENCH="evaluate sft")
 	@for name in $(or $(BENCH),prepare evaluate sft rl accuracy serve hostile); do echo "== $$name"; python benchmarks/$$name.py || exit 1; done
 
@@ -103,8 +112,18 @@ ui: $(READY) ## the MLflow UI of mlflow.db on 127.0.0.1 (make ui PORT=5001; the 
 	@cd $(or $(DIR),.) && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 		mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri sqlite:///mlflow.db
 
+docs: $(READY) ## build the guides as a site into site/, links checked
+	@mkdocs build --strict --quiet
+	@echo "site/index.html: make docs-serve shows it on http://127.0.0.1:$(DOCS_PORT)"
+
+docs-serve: $(READY) ## the guides on http://127.0.0.1:8000, built anew as they are written (DOCS_PORT=8001)
+	@mkdocs serve --dev-addr 127.0.0.1:$(DOCS_PORT)
+
+notebook: $(READY) ## run examples/first_hour.ipynb anew and keep its outputs
+	@python -m tests.test_notebook
+
 image: ## build the Dockerfile without an engine and run the demo in it, as root (sudo make image; .ci/image says how)
 	@.ci/image
 
 clean: ## remove the workspaces of demo, refit and study, the sweeps and all caches (not .venv, data, models or mlflow.db)
-	rm -rf .demo .refit .study .sweep .fuzz .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	rm -rf .demo .refit .study .sweep .fuzz .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist site

@@ -5,16 +5,17 @@ from pathlib import Path
 from rich.console import Console
 
 from rl4rec.data.prepared import load_prepared
-from rl4rec.evaluation.files import load_evaluation, write_json
+from rl4rec.evaluation.files import load_evaluation, load_slates, write_json
 from rl4rec.evaluation.protocols import evaluate_oracle
 from rl4rec.params import Params
 from rl4rec.report import compare_policies, comparison_table, write_report
+from rl4rec.report import examples as shown
 from rl4rec.report.logs import load_log
 from rl4rec.stage import run_stage
 from rl4rec.tracking import stage_run
 
 POLICIES = ("popularity", "sft", "sft_continued", "ppo", "grpo")
-METRICS, RANKS, LOGS, REPORTS = Path("metrics"), Path("ranks"), Path("logs"), Path("reports")
+METRICS, RANKS, SLATES, LOGS, REPORTS = map(Path, ("metrics", "ranks", "slates", "logs", "reports"))
 
 
 def main(params: Params) -> None:
@@ -27,8 +28,14 @@ def main(params: Params) -> None:
             evaluations["oracle"] = oracle
         logs = {name: log for name in POLICIES if (log := load_log(LOGS / f"{name}.jsonl")) is not None}
         comparison = compare_policies(evaluations, params.compare, k=params.rl.k)
+        slates = {
+            name: load_slates(path, users=evaluations[name].ranks["user_row"], num_items=data.num_items)
+            for name in shown.POLICIES
+            if (path := SLATES / f"{name}.parquet").exists()
+        }
+        examples, notes = shown.find_examples(evaluations, slates, data, k=params.rl.k, seed=params.compare.seed)
         write_json(METRICS / "comparison.json", comparison)
-        markdown, html = write_report(comparison, logs, params.rl, REPORTS)
+        markdown, html = write_report(comparison, logs, params.rl, REPORTS, examples=examples, notes=notes)
         for pair, rows in comparison.items():
             if "_vs_" in pair:
                 run.log_metrics({f"{pair}/{key.replace('.', '/')}": row["delta"] for key, row in rows.items()})

@@ -1,4 +1,4 @@
-"""Evaluate: rank the held-out items with one policy (`metrics/<policy>.json`, `ranks/<policy>.parquet`)."""
+"""Evaluate: rank the held-out items with one policy (`metrics/`, `ranks/` and `slates/`)."""
 
 import logging
 from pathlib import Path
@@ -22,10 +22,13 @@ def main(params: Params, policy: str) -> None:
         run.log_dataset(data, context="evaluation")
         result = evaluate(policy, load_scorer(policy, data, Path("models")), data, params.evaluate)
         metrics_path = Path("metrics", f"{policy}.json")
-        save_evaluation(result, metrics_path, Path("ranks", f"{policy}.parquet"))
+        save_evaluation(result, metrics_path, *(Path(kind, f"{policy}.parquet") for kind in ("ranks", "slates")))
         for fold in FOLDS:
             for protocol, values in result.metrics[fold].items():
-                run.log_metrics({f"{fold}/{protocol}/{key}": value for key, value in values.items()})
+                metrics = {f"{fold}/{protocol}/{key}": value for key, value in values.items()}
+                run.log_metrics(metrics)
+                if fold == "test":  # its validations are a learning curve there
+                    run.log_result(metrics, Path("models", policy))
         run.log_artifact(metrics_path, folder="metrics")
     full = result.metrics["test"]["full"]
     k = params.evaluate.ks[-1]

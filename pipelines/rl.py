@@ -7,11 +7,13 @@ from transformers import PreTrainedTokenizerFast
 
 from rl4rec.data.prepared import load_prepared
 from rl4rec.distributed import is_main_process
+from rl4rec.errors import UserError
 from rl4rec.evaluation.validation import validate
 from rl4rec.leave_out import load_leave_out
-from rl4rec.params import Params
+from rl4rec.params import ALGORITHMS, Params, UpdateParams
 from rl4rec.policy import SlatePolicy, SlatePolicyConfig
 from rl4rec.rl.prompts import check_slate_fits
+from rl4rec.rl.rewards import GainsFunction
 from rl4rec.seeding import seed_everything
 from rl4rec.stage import run_variant_stage
 from rl4rec.tracking import stage_run
@@ -27,11 +29,12 @@ START, CROSSFIT = Path("models/sft"), Path("models/crossfit")
 def main(params: Params, algorithm: str) -> None:
     rl, data = params.rl, load_prepared(Path("data/prepared"))
     out, checkpoints = Path("models") / algorithm, Path("checkpoints") / algorithm
-    section = rl.ppo if algorithm == "ppo" else rl.grpo
-    shared = rl.model_dump(exclude={"ppo", "grpo", "sft_continued"})
+    section: UpdateParams = getattr(rl, algorithm)
+    shared = rl.model_dump(exclude=set(ALGORITHMS))
     leave_out = load_leave_out(CROSSFIT, tables=rl.crossfit.split_points)
     origin = {"start": weights_digest(START), "leave_out": leave_out and leave_out.digest()}
-    digest = run_digest({"rl": shared, algorithm: section.model_dump(), **origin})
+    own, source = own_reward() if rl.reward_type == "custom" else (None, {})
+    digest = run_digest({"rl": shared, algorithm: section.model_dump(), **origin, **source})
     config = SlatePolicyConfig.from_pretrained(START)
     check_slate_fits(
         data, k=rl.k, max_history=config.max_history, mask_seen=config.mask_seen, latest=rl.feedback == "latest"
@@ -58,13 +61,35 @@ def main(params: Params, algorithm: str) -> None:
         seed_everything(section.seed)
         if algorithm == "ppo":
             policy = SlatePolicy.from_pretrained(START)
-            PPOTrainer(policy, data, rl, monitor, checkpoints, leave_out=leave_out).train(digest=digest)
+            trainer = PPOTrainer(policy, data, rl, monitor, checkpoints, leave_out=leave_out, own_reward=own)
+            trainer.train(digest=digest)
         else:
-            train_grpo(START, tokenizer, data, rl, monitor, checkpoints=checkpoints, digest=digest, leave_out=leave_out)
+            train_grpo(
+                START,
+                tokenizer,
+                data,
+                rl,
+                monitor,
+                checkpoints=checkpoints,
+                digest=digest,
+                leave_out=leave_out,
+                own_reward=own,
+            )
         if is_main_process():
             tokenizer.save_pretrained(out)
             run.log_policy(out, data)
             shutil.rmtree(checkpoints)
+
+
+def own_reward() -> tuple[GainsFunction, dict[str, str]]:
+    """The function of pipelines/reward.py, and the file's text: another reward is another run."""
+    try:
+        import reward
+
+        return reward.gains, {"reward": Path(reward.__file__).read_text(encoding="utf-8")}
+    except Exception as error:  # whatever the user's module raises
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"pipelines/reward.py: cannot be read as a module with `gains` ({what})") from error
 
 
 if __name__ == "__main__":

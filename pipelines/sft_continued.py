@@ -9,7 +9,7 @@ from rl4rec.data.prepared import load_prepared
 from rl4rec.distributed import is_main_process
 from rl4rec.evaluation.validation import validate
 from rl4rec.leave_out import load_leave_out
-from rl4rec.params import Params
+from rl4rec.params import ALGORITHMS, Params
 from rl4rec.policy import SlatePolicy
 from rl4rec.seeding import seed_everything
 from rl4rec.stage import run_stage
@@ -27,7 +27,8 @@ def main(params: Params) -> None:
     rl, data = params.rl, load_prepared(Path("data/prepared"))
     leave_out = load_leave_out(CROSSFIT, tables=rl.crossfit.split_points)
     origin = {"start": weights_digest(START), "leave_out": leave_out and leave_out.digest()}
-    digest = run_digest({"rl": rl.model_dump(exclude={"ppo"}), **origin})
+    shared = rl.model_dump(exclude=set(ALGORITHMS) - {"grpo", "sft_continued"})
+    digest = run_digest({"rl": shared, **origin})
 
     def measure(policy: SlatePolicy) -> dict[str, float]:
         return validate(policy.factors, data, k=rl.k, batch_size=params.evaluate.batch_size)

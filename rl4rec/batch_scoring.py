@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
 
 from rl4rec.errors import UserError, listed, shown
 from rl4rec.parquet_files import read_parquet
+from rl4rec.progress import Progress
 from rl4rec.recommender import Recommender
 
 _AT_ONCE = 4096  # users between two writes
@@ -73,11 +72,11 @@ def recommend_file(recommender: Recommender, users: Path, out: Path, *, k: int) 
 
 
 def _blocks(table: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
-    with tqdm(total=len(table), desc="recommend", unit="user", disable=not sys.stderr.isatty()) as bar:
+    with Progress("recommend", total=len(table), unit="user") as progress:
         for start in range(0, len(table), _AT_ONCE):
             block = table.slice(start, _AT_ONCE)
             yield start, block
-            bar.update(len(block))
+            progress.update(len(block))
 
 
 def _read(path: Path) -> pl.DataFrame:
@@ -89,15 +88,20 @@ def _read(path: Path) -> pl.DataFrame:
         case other:
             raise UserError(f"{path}: unknown form {shown(other)}. Expected .parquet or .jsonl.")
     if "history" not in table.columns:
-        raise UserError(f"{path}: no column 'history'. The file has: {listed(table.columns)}.")
+        raise UserError(
+            f"{path}: no column 'history'. The file has: {listed(table.columns)}. "
+            "Name the one with lists of item ids history."
+        )
     if table.is_empty():
-        raise UserError(f"{path}: no users.")
+        raise UserError(f"{path}: no users. Give it a row for each history.")
     for name in {"history", "exclude"} & set(table.columns):
         kind = table.schema[name]
         if kind == pl.List(pl.Null):  # only empty lists
             table = table.with_columns(pl.col(name).cast(_LISTS))
         elif kind not in (_LISTS, pl.List(pl.Categorical)):
-            raise UserError(f"{path}: column '{name}' must hold lists of item ids (text), but it holds {kind}.")
+            raise UserError(
+                f"{path}: column '{name}' must hold lists of item ids (text), but it holds {kind}. Convert it."
+            )
     taken = {"items", "scores", "unknown"} & set(table.columns)
     if taken:
         raise UserError(f"{path}: column '{min(taken)}' would be overwritten by the result. Rename it.")
@@ -112,4 +116,6 @@ def _read_json_lines(path: Path) -> pl.DataFrame:
         return pl.read_ndjson(io.BytesIO(data), infer_schema_length=None) if data.strip() else pl.DataFrame()
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: cannot be read ({reason}).") from None
+        raise UserError(
+            f"{path}: cannot be read ({reason}). Expected one JSON object a line, with a key history."
+        ) from None

@@ -4,7 +4,7 @@ DVC reruns a stage when a listed parameter or file changes. What a stage uses bu
 what it lists but does not use retrains for nothing. Both are found here without importing anything:
 
 - settings: the attributes that a script reads from `params` (`params.rl.k`, `params.sft`), against its `params:`
-- code: the modules of rl4rec that a script imports, directly or not, against its `deps:`
+- code: the modules of rl4rec, and those beside the script, that it imports, directly or not, against its `deps:`
 """
 
 from __future__ import annotations
@@ -18,23 +18,19 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from rl4rec.errors import UserError
-from rl4rec.params import Params
+from rl4rec.params import ALGORITHMS, Params
 from rl4rec.yaml_files import read_yaml
 
-# No stage's outputs depend on these: messages, logging, tracking and the registry, reading with checks, and the
-# schema of the settings, whose values are DVC parameters (every one of them is in params.yaml, which is checked too).
+# No stage's outputs depend on these: messages, logging, progress, tracking and the registry, reading with checks, and
+# the schema of the settings, whose values are DVC parameters (every one is in params.yaml, which is checked too).
 WITHOUT_INFLUENCE = (
     *(f"rl4rec/{name}.py" for name in ("__init__", "errors", "messages", "stage", "distributed", "serving", "params")),
-    *(f"rl4rec/{name}.py" for name in ("json_files", "machine_limits", "parquet_files", "yaml_files")),
+    *(f"rl4rec/{name}.py" for name in ("json_files", "machine_limits", "parquet_files", "progress", "yaml_files")),
     *("rl4rec/registry/", "rl4rec/tracking"),
 )
 _UNTRACKED = ("tracking",)  # sections that change no output
-# Subsections of `rl` that a variant of a stage, or a stage, does not read when it is handed all of `rl`.
-_FOREIGN = {
-    "ppo": ("rl.grpo.", "rl.sft_continued."),
-    "grpo": ("rl.ppo.", "rl.sft_continued."),
-    "sft_continued": ("rl.ppo.",),
-}
+# What an algorithm reads of the algorithms' sections when it is handed all of `rl`: its own, the control GRPO's too.
+_OWN = {name: {name} for name in ALGORITHMS} | {"sft_continued": {"sft_continued", "grpo"}}
 
 
 def check_dvc(root: Path) -> list[str]:
@@ -69,7 +65,7 @@ def check_dvc(root: Path) -> list[str]:
 
 
 def imported_modules(root: Path, script: Path) -> set[str]:
-    """Files of `rl4rec` that `script` imports, directly or not, but for modules without influence.
+    """Files of `rl4rec` and of the script's folder that it imports, directly or not, but for those without influence.
 
     Paths are relative to `root`.
     """
@@ -78,7 +74,7 @@ def imported_modules(root: Path, script: Path) -> set[str]:
     while waiting:
         path = waiting.pop()
         for module in _imports(ast.parse(path.read_text(encoding="utf-8"), str(path))):
-            for file in _module_files(root, module):
+            for file in _module_files(root, script.parent, module):
                 relative = file.relative_to(root).as_posix()
                 if relative not in found and not relative.startswith(WITHOUT_INFLUENCE):
                     found.add(relative)
@@ -101,13 +97,14 @@ def _imports(tree: ast.AST) -> Iterator[str]:
                 yield from _imports(node)
 
 
-def _module_files(root: Path, module: str) -> Iterator[Path]:
-    """The file of a module with the `__init__` of every package above it; nothing for other packages or for names."""
+def _module_files(root: Path, beside: Path, module: str) -> Iterator[Path]:
+    """The file of a module with the `__init__` of every package above it; nothing for other packages or for names.
+
+    Modules are rl4rec's, below `root`, and those of the folder `beside`, where Python looks first for a script's.
+    """
     parts = module.split(".")
-    if parts[0] != "rl4rec":
-        return
     for depth in range(1, len(parts) + 1):
-        base = root.joinpath(*parts[:depth])
+        base = (root if parts[0] == "rl4rec" else beside).joinpath(*parts[:depth])
         for file in (base / "__init__.py", base.with_suffix(".py")):
             if file.is_file():
                 yield file
@@ -185,7 +182,8 @@ def _compare_params(
     if not script.is_file():
         return
     read = {key for key in params_read(script) if key.split(".")[0] not in _UNTRACKED}
-    foreign = _FOREIGN.get(variant or name, ())
+    own = _OWN.get(variant or name)
+    foreign = () if own is None else tuple(f"rl.{other}." for other in ALGORITHMS if other not in own)
     needed = {leaf for key in read for leaf in leaves(key, settings) if not leaf.startswith(foreign)}
     covered: set[str] = set()
     for key in listed:

@@ -75,7 +75,7 @@ def only_one(stage: str) -> Iterator[None]:
                 f"{stage}: already running in {Path.cwd()} (process {owner.read_text(encoding='utf-8')}). Wait for it, "
                 "or run in a folder of its own (`rl4rec workspace`)"
             ) from None
-        raise UserError(f"{stage}: already running in {Path.cwd()}") from None
+        raise UserError(f"{stage}: already running in {Path.cwd()}. Wait for it, or end it") from None
     try:
         owner.write_text(str(os.getpid()), encoding="utf-8")
         yield

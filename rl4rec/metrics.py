@@ -39,17 +39,45 @@ def rank_gains(ranks: Tensor, *, k: int, metric: Literal["ndcg", "hit", "mrr"]) 
 
 
 def ndcg(ranks: Tensor, *, k: int) -> Tensor:
-    """NDCG@k of each user from the target's 0-based rank."""
+    """NDCG@k of each user from the target's 0-based rank: 1 / log2(rank + 2) below k, else 0.
+
+    Args:
+        ranks: any shape, integers >= 0.
+        k: cut-off.
+
+    Returns:
+        float64, the shape of `ranks`.
+
+    Example:
+        >>> ndcg(torch.tensor([0, 2, 10]), k=10)
+        tensor([1.0000, 0.5000, 0.0000], dtype=torch.float64)
+    """
     return rank_gains(ranks, k=k, metric="ndcg")
 
 
 def hit_rate(ranks: Tensor, *, k: int) -> Tensor:
-    """HR@k of each user: 1 where the target is among the first k."""
+    """HR@k of each user: 1 where the target is among the first k.
+
+    Args:
+        ranks: of the targets, any shape, integers >= 0.
+        k: cut-off.
+
+    Returns:
+        float64, the shape of `ranks`.
+    """
     return rank_gains(ranks, k=k, metric="hit")
 
 
 def mrr(ranks: Tensor, *, k: int) -> Tensor:
-    """MRR@k of each user: the reciprocal rank of the target, 0 beyond k."""
+    """MRR@k of each user: the reciprocal rank of the target, 0 beyond k.
+
+    Args:
+        ranks: of the targets, any shape, 0-based, integers >= 0.
+        k: cut-off.
+
+    Returns:
+        float64, the shape of `ranks`.
+    """
     return rank_gains(ranks, k=k, metric="mrr")
 
 
@@ -70,6 +98,10 @@ def slate_gains(
 
     Returns:
         (..., k) float32, 0 at every slot but the target's.
+
+    Example:
+        >>> slate_gains(torch.tensor([5, 6, 8]), torch.tensor(8))
+        tensor([0.0000, 0.0000, 0.5000])
     """
     k = slates.shape[-1]
     slots = torch.arange(k, device=slates.device)

@@ -201,20 +201,25 @@ class CrossfitParams(Section):
     seed: Seed = 0
 
 
-class AlgorithmParams(Section):
-    """What PPO and GRPO have in common."""
+class UpdateParams(Section):
+    """What every algorithm that trains on RL's prompts has in common."""
 
     learning_rate: Rate
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    max_grad_norm: Annotated[Float, Field(gt=0)] = 1.0
+    seed: Seed = 0
+
+
+class AlgorithmParams(UpdateParams):
+    """What PPO and GRPO have in common."""
+
     batch_size: Positive
     gradient_accumulation_steps: Positive = 1
     num_epochs: Annotated[Float, Field(gt=0, le=100_000)] | None = None
     max_steps: Positive | None = None
-    max_grad_norm: Annotated[Float, Field(gt=0)] = 1.0
     temperature: Annotated[Float, Field(gt=0, le=100)] = 0.3
     kl_coef: Annotated[Float, Field(ge=0)] = 0.0
     entropy_coef: Annotated[Float, Field(ge=0)] = 0.0
-    seed: Seed = 0
 
 
 class PPOParams(AlgorithmParams):
@@ -268,13 +273,10 @@ class GRPOParams(AlgorithmParams):
         return self.batch_size * self.num_sample_generations * self.gradient_accumulation_steps
 
 
-class ContinuedParams(Section):
+class ContinuedParams(UpdateParams):
     """The sceptic's control: further cross-entropy on RL's prompts, as many updates as GRPO makes."""
 
     learning_rate: Rate = 1e-5
-    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    max_grad_norm: Annotated[Float, Field(gt=0)] = 1.0
-    seed: Seed = 0
 
 
 class RLParams(Section):
@@ -283,7 +285,7 @@ class RLParams(Section):
     feedback: Literal["training", "latest"] = "training"
     crossfit: CrossfitParams = CrossfitParams()
 
-    reward_type: Literal["ndcg", "hit", "mrr", "mixed"] = "ndcg"
+    reward_type: Literal["ndcg", "hit", "mrr", "mixed", "custom"] = "ndcg"
     mixed: MixedReward = MixedReward()
     k: Annotated[Int, Field(ge=1, le=1000)] = 10
     candidates: CandidateParams = CandidateParams()
@@ -319,6 +321,9 @@ class RLParams(Section):
             )
         return self
 
+
+# The sections of `rl` that belong to one algorithm each: ppo, grpo, sft_continued.
+ALGORITHMS = tuple(name for name, field in RLParams.model_fields.items() if isinstance(field.default, UpdateParams))
 
 # --- evaluate, compare, tracking -------------------------------------------------------------------
 
@@ -452,7 +457,10 @@ def validate_settings(settings: object, name: str, model: type[S]) -> S:
     if settings is None:
         settings = {}
     if not isinstance(settings, dict):
-        raise UserError(f"{name}: expected sections ({', '.join(model.model_fields)}), got {shown(settings)}")
+        raise UserError(
+            f"{name}: expected sections ({', '.join(model.model_fields)}), got {shown(settings)}. Write settings as "
+            "`section: {key: value}`; what is left out has its default"
+        )
     try:
         return model.model_validate(settings)
     except ValidationError as error:

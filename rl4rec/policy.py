@@ -130,7 +130,11 @@ class SlatePolicy(PreTrainedModel):
     # --- reading histories -----------------------------------------------------------------------
 
     def pad_histories(self, histories: Sequence[npt.NDArray[np.int64]]) -> Histories:
-        """The latest `max_history` items of each history, right-padded, on the policy's device."""
+        """The latest `max_history` items of each history, right-padded, on the policy's device.
+
+        Args:
+            histories: item indices, oldest first, none of them empty.
+        """
         return pad_histories(histories, max_history=self.config.max_history, device=self.device)
 
     def hidden_states(self, items: Tensor, tables: Tensor | None = None) -> Tensor:
@@ -166,7 +170,12 @@ class SlatePolicy(PreTrainedModel):
         return torch.cat(states)[torch.cat(order).argsort()]
 
     def support(self, histories: Histories, candidates: Tensor | None = None) -> Support:
-        """Candidates less the seen items (`mask_seen`): the one support of sampling and of all log-probabilities."""
+        """Candidates less the seen items (`mask_seen`): the one support of sampling and of all log-probabilities.
+
+        Args:
+            histories: b prompts.
+            candidates: (b, c) item indices in rising order, padded with `num_items`; None: the whole catalogue.
+        """
         return build_support(histories, candidates, num_items=self.num_items, mask_seen=self.config.mask_seen)
 
     def candidate_scores(self, states: Tensor, support: Support, tables: Tensor | None = None) -> Tensor:
@@ -295,10 +304,23 @@ class SlatePolicy(PreTrainedModel):
         keys: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw slates of distinct items, (b, num_slates, k) item indices, in evaluation mode (no dropout).
+        """Draw slates of distinct items in evaluation mode (no dropout).
 
-        With `keys` (b,), int64 below 2^32, a prompt's slates depend on its scores and its key alone. `states`
-        (b, d): prompt states if the caller has them (`generation: slate` only).
+        Args:
+            histories: b prompts.
+            support: what may be chosen, see `support`.
+            num_slates: slates a prompt.
+            k: slots.
+            temperature: scores are divided by it.
+            states: (b, d) prompt states if the caller has them (`generation: slate` only).
+            keys: (b,) int64 below 2^32; then a prompt's slates depend on its scores and its key alone.
+            generator: without keys, the source of randomness; the global one by default.
+
+        Returns:
+            (b, num_slates, k) item indices.
+
+        Raises:
+            ValueError: fewer than k items may be chosen.
         """
         training = self.training
         self.train(False)
@@ -318,6 +340,13 @@ class SlatePolicy(PreTrainedModel):
         """The k best unseen items of each history with their scores, (b, k) each.
 
         Only the latest `max_history` items count as seen; longer histories are masked by the evaluator.
+
+        Args:
+            histories: item indices, oldest first, none of them empty.
+            k: items a list.
+
+        Raises:
+            ValueError: fewer than k items are unseen.
         """
         padded = self.pad_histories(histories)
         support = self.support(padded)
@@ -327,11 +356,19 @@ class SlatePolicy(PreTrainedModel):
 
     @torch.no_grad()
     def factors(self, histories: Sequence[npt.NDArray[np.int64]]) -> Factors:
-        """Next-item scores over the whole catalogue as a product, for the evaluator; seen items are not masked."""
+        """Next-item scores over the whole catalogue as a product, for `evaluate`; seen items are not masked.
+
+        Args:
+            histories: item indices, oldest first, none of them empty.
+        """
         return Factors(self.prompt_states(self.pad_histories(histories)).float(), self.item_weight().detach().float())
 
     def scores(self, histories: Sequence[npt.NDArray[np.int64]]) -> Tensor:
-        """Next-item scores over the whole catalogue, (b, I) float32; seen items are not masked."""
+        """Next-item scores over the whole catalogue, (b, I) float32; seen items are not masked.
+
+        Args:
+            histories: item indices, oldest first, none of them empty.
+        """
         states, items = self.factors(histories)
         return states @ items.T
 

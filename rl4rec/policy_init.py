@@ -46,7 +46,10 @@ def create_policy(
     Args:
         params: the `policy` section.
         item_ids: raw ids, index order.
-        item_tokenizer: the item vocabulary that `prepare` saved.
+        item_tokenizer: the item vocabulary that `prepare` saved, or `build_tokenizer(item_ids)`.
+
+    Returns:
+        The policy and its tokenizer.
 
     Raises:
         UserError: the pretrained model cannot be loaded.
@@ -131,14 +134,14 @@ def _from_pretrained(params: PolicyParams, item_ids: list[str]) -> tuple[SlatePo
         what = "the folder" if Path(name).exists() else "the Hugging Face hub id"
         raise UserError(
             f"policy.model_name: cannot load {what} '{name}' as a causal language model "
-            f"with safetensors weights: {error}"
+            f"with safetensors weights: {error}. Name one that has them, a folder or a model of the Hugging Face hub"
         ) from None
     positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
     needed = params.max_history + (SLATE_ROOM if params.generation == "autoregressive" else 0)
     if positions is not None and positions < needed:
         raise UserError(
             f"policy.max_history: {params.max_history} (plus room for a slate with generation: autoregressive) needs "
-            f"{needed} positions, more than '{name}' reads ({positions})"
+            f"{needed} positions, more than '{name}' reads ({positions}). Lower it, or choose another policy.model_name"
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

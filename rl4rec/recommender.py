@@ -28,7 +28,13 @@ class InvalidRequest(ValueError):
 
 
 class Recommendation(NamedTuple):
-    """One ranked list."""
+    """One ranked list.
+
+    Attributes:
+        items: raw ids, best first.
+        scores: of the items; comparable within a list only.
+        unknown: ids of the request that were ignored.
+    """
 
     items: list[str]  # best first; fewer than k where fewer may be shown
     scores: list[float]
@@ -64,6 +70,9 @@ class Recommender:
             histories: b histories.
             k: at most I.
             exclude: b lists of further items not to show.
+
+        Returns:
+            One list a history, best first.
 
         Raises:
             InvalidRequest: k is out of range, or what should be a list of text is not, or is too long.
@@ -177,12 +186,19 @@ def read_items(path: Path) -> pl.DataFrame:
 def load_recommender(folder: Path, items: Path) -> Recommender:
     """Read a saved policy and its vocabulary (`items.parquet`), on the accelerator where there is one.
 
+    Args:
+        folder: of the policy, such as the pipeline's `models/grpo`.
+        items: the vocabulary of its data, such as `data/prepared/items.parquet`.
+
     Raises:
         UserError: a file is missing or damaged, or the two do not belong together.
     """
     policy = load_policy(folder)
     table = read_items(items)
     if policy.num_items != len(table):
-        raise UserError(f"{folder}: a policy of {policy.num_items} items, but {items} has {len(table)}.")
+        raise UserError(
+            f"{folder}: a policy of {policy.num_items} items, but {items} has {len(table)}. "
+            "They are of different data: run `dvc repro`."
+        )
     torch.nn.Module.to(policy, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return Recommender(policy, table["item"].to_list(), table["count"].to_numpy().astype(np.int64))

@@ -61,7 +61,7 @@ def read_yaml(path: Path) -> Any:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
-            raise UserError(f"{path}: more than {_MAX_BYTES} bytes: that is no file of settings.")
+            raise UserError(f"{path}: more than {_MAX_BYTES} bytes: that is no file of settings. Name the right one.")
         return yaml.load(data.decode("utf-8-sig"), Loader=_StrictLoader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Run from the project's root, or name the file.") from None
@@ -69,11 +69,17 @@ def read_yaml(path: Path) -> Any:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}, line {line}: cannot be read: not UTF-8 text. Convert the file to UTF-8.") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror or error}. See that it is a file that may be read"
+        ) from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+        raise UserError(f"{path}: not valid YAML: {error}. Mend it there") from None
     except RecursionError:
-        raise UserError(f"{path}: not valid YAML: nested too deeply.") from None
+        raise UserError(
+            f"{path}: not valid YAML: nested too deeply. Write settings as `section: {{key: value}}`."
+        ) from None
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         # What PyYAML raises for values that look like a date, a number or a key, but are none.
-        raise UserError(f"{path}: not valid YAML: {str(error)[:200]}") from None
+        raise UserError(
+            f"{path}: not valid YAML: {str(error)[:200]}. Put text that looks like a date or number into quotes"
+        ) from None

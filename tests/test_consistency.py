@@ -93,6 +93,22 @@ def test_imports_are_followed_also_inside_functions(project: Path) -> None:
     }
 
 
+def test_modules_beside_the_script_are_followed_and_must_be_listed(project: Path) -> None:
+    edit(project, "pipelines/train.py", "    rl = params.rl\n", "    rl = params.rl\n    from reward import gains\n")
+    (project / "pipelines/reward.py").write_text("import table\nfrom rl4rec import unrelated\ngains = 1\n")
+    (project / "pipelines/table.py").write_text("rows = []\n")
+    beside = {"pipelines/reward.py", "pipelines/table.py", "rl4rec/unrelated.py"}
+    assert imported_modules(project, project / "pipelines/train.py") >= beside
+    assert check_dvc(project) == [
+        f"dvc.yaml: train@{variant}: add '{file}' to deps: train.py imports it"
+        for variant in ("ppo", "grpo")
+        for file in sorted(beside)
+    ]
+    edit(project, "dvc.yaml", "input.csv", ", ".join([*sorted(beside), "input.csv"]))
+    edit(project, "dvc.yaml", "pipelines/show.py, ", "pipelines/show.py, pipelines/reward.py, ")
+    assert check_dvc(project) == ["dvc.yaml: show@a: 'pipelines/reward.py' in deps is not imported by show.py"]
+
+
 def test_modules_without_influence_are_neither_listed_nor_followed(project: Path) -> None:
     (project / "rl4rec/stage.py").write_text("from rl4rec import unrelated\n")
     assert "rl4rec/unrelated.py" not in imported_modules(project, project / "pipelines/train.py")

@@ -17,7 +17,7 @@ from rl4rec.errors import UserError
 from rl4rec.machine_limits import LOWER, limit_reached, only_one
 from rl4rec.params import Params
 from rl4rec.tracking import flatten
-from tests.pipelines.test_graph import ROOT
+from tests.graph import ROOT
 
 
 def test_what_is_to_be_lowered_are_settings() -> None:

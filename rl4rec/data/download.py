@@ -22,10 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
 from rl4rec.errors import UserError
+from rl4rec.progress import Progress
 
 _BLOCK = 1 << 18
 _RETRIABLE = (408, 425, 429)
@@ -176,14 +174,12 @@ def _extent(answer: http.client.HTTPResponse, asked: int, part: _Part) -> tuple[
 
 
 def _copy(answer: http.client.HTTPResponse, part: _Part, start: int, total: int | None) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-    with part.path.open("r+b" if start else "wb") as file, bar as progress:
-        task = progress.add_task(part.path.name.removesuffix(".part"), total=total, completed=start)
+    bar = Progress(part.path.name.removesuffix(".part"), total=total, initial=start, unit="B")
+    with part.path.open("r+b" if start else "wb") as file, bar:
         file.seek(start)
         while block := answer.read1(_BLOCK):
             file.write(block)
-            progress.advance(task, len(block))
+            bar.update(len(block))
         file.truncate()
 
 

@@ -59,7 +59,9 @@ def describe_files(files: list[Path]) -> list[dict[str, Any]]:
                 with path.open("rb") as file:
                     known[key] = {"seen": seen, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
+            raise UserError(
+                f"{path}: cannot be read ({error.strerror or error}). See that the file is there and may be read."
+            ) from None
         described.append({"name": path.name, "bytes": status.st_size, "sha256": known[key]["sha256"]})
     if files and CACHE.parent.is_dir():
         _write_json(CACHE, known)

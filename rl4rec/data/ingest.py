@@ -54,7 +54,7 @@ def ingest(file: Path, store: Path, columns: Columns) -> Ingested:
             if earlier.schema["time"] != fresh.schema["time"]:
                 raise UserError(
                     f"{file}: column '{columns.timestamp}' holds {fresh.schema['time']}, but that of {part} "
-                    f"{earlier.schema['time']}: times of a store must be of one kind."
+                    f"{earlier.schema['time']}: times of a store must be of one kind. Convert those of the new file."
                 )
             fresh = fresh.join(earlier, on=_KEY, how="anti", maintain_order="left")
         known = len(delivered) - len(fresh)

@@ -46,6 +46,13 @@ class _Kept:
 def prepare(params: DataParams, out: Path) -> PreparedData:
     """Read the source, filter, number, and write `out` whole (its earlier content is replaced at the end).
 
+    Args:
+        params: the `data` section.
+        out: folder for the prepared data.
+
+    Returns:
+        What `load_prepared(out)` reads.
+
     Raises:
         UserError: no data, damaged data, or nothing left after filtering.
     """
@@ -89,7 +96,9 @@ def _keep(events: pl.DataFrame, params: DataParams) -> _Kept:
         raise UserError(f"only one item is left of {read} interactions: there is nothing to rank. Bring more data.")
     users, lengths = np.unique(rows["user"].to_numpy(), return_counts=True)
     if lengths.max() < 3:
-        raise UserError("no user has three interactions: one to train on, one to validate and one to test.")
+        raise UserError(
+            "no user has three interactions: one to train on, one to validate and one to test. Bring more data."
+        )
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     sequences = Ragged(np.searchsorted(items, rows["item"].to_numpy()).astype(np.int64), offsets)
     order = _by_sequence(sequences)

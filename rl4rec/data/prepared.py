@@ -95,7 +95,16 @@ class Split:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """All sequences of a data set, with the vocabulary and the statistics. Item indices are 0..I-1."""
+    """All sequences of a data set, with the vocabulary and the statistics. Item indices are 0..I-1.
+
+    Attributes:
+        folder: where it is saved.
+        users: raw ids of the users, row order.
+        item_ids: raw id of each item, (I,).
+        item_counts: interactions of each item in the training part, (I,).
+        sequences: a user a row, item indices, oldest first, the held-out items included.
+        stats: `stats.json`: counts, rules and the digest of the data.
+    """
 
     folder: Path
     users: list[str]
@@ -129,7 +138,8 @@ class PreparedData:
     def train_sequences(self, *, latest: bool = False) -> Ragged:
         """The training part of every user: all but the last two items (all, for users with fewer than three).
 
-        `latest` adds the validation targets: for a final refit, when all settings are frozen.
+        Args:
+            latest: the validation targets too: for a final refit, when all settings are frozen.
         """
         held_out = 1 if latest else 2
         lengths = self.sequences.lengths
@@ -153,14 +163,25 @@ class PreparedData:
         return replace(earlier, item_counts=counts)
 
     def split(self, fold: Fold) -> Split:
-        """Histories and targets of a fold, for the users that have at least three interactions."""
+        """Histories and targets of a fold, for the users that have at least three interactions.
+
+        Args:
+            fold: `valid`, the second last item of each user from those before it, or `test`, the last one.
+        """
         back = 2 if fold == "valid" else 1
         rows = np.flatnonzero(self.sequences.lengths >= 3)
         kept = self.sequences if len(rows) == len(self.sequences) else self.sequences.take(rows)
         return Split(rows, kept.drop_last(back), kept.values[kept.offsets[1:] - back])
 
     def oracle(self, fold: Fold) -> npt.NDArray[np.float32] | None:
-        """True next-item distribution of the fold's users, (u, I), or None where it is not known."""
+        """True next-item distribution of the fold's users, (u, I), or None where it is not known.
+
+        Args:
+            fold: `valid` or `test`.
+
+        Raises:
+            UserError: the file is damaged or of other data.
+        """
         path = self.folder / "oracle.parquet"
         if not path.exists():
             return None
@@ -188,6 +209,9 @@ def content_hash(item_ids: Sequence[str], sequences: Ragged) -> str:
 
 def load_prepared(folder: Path | str) -> PreparedData:
     """Read the folder that `prepare` wrote.
+
+    Args:
+        folder: such as the pipeline's `data/prepared`.
 
     Raises:
         UserError: a file is missing or damaged, or does not hold what it should.

@@ -62,6 +62,6 @@ def read_raw(params: DataParams, files: list[Path]) -> pl.DataFrame:
             if len(kinds) > 1:
                 raise UserError(
                     f"{files[0].parent}: column '{params.columns.timestamp}' holds {' and '.join(map(str, kinds))} in "
-                    "different files: times must be of one kind."
+                    "different files: times must be of one kind. Convert some of the files."
                 )
             return pl.concat(parts)

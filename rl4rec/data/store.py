@@ -25,5 +25,7 @@ def store_files(folder: Path) -> list[Path]:
             if not path.is_file():
                 raise UserError(f"{path}: not a file (a link to nothing, or a pipe). Remove or replace it.")
     except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror or error}).") from None
+        raise UserError(
+            f"{folder}: cannot be read ({error.strerror or error}). See that the folder may be read."
+        ) from None
     return tables

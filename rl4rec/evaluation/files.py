@@ -1,4 +1,4 @@
-"""`metrics/<policy>.json` and `ranks/<policy>.parquet`: written whole or not at all, read with checks."""
+"""`metrics/<policy>.json`, `ranks/` and `slates/<policy>.parquet`: written whole or not at all, read with checks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import polars as pl
 from pydantic import BaseModel, Field, ValidationError
 
 from rl4rec.errors import UserError, shown
-from rl4rec.evaluation.protocols import FOLDS, METRICS, Evaluation
+from rl4rec.evaluation.protocols import FOLDS, METRICS, SLATE_LENGTH, Evaluation
 from rl4rec.json_files import read_json
 from rl4rec.parquet_files import read_parquet
 
@@ -74,13 +74,24 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
-def save_evaluation(evaluation: Evaluation, metrics_path: Path, ranks_path: Path) -> None:
-    """Write the metrics as JSON and the per-user ranks as parquet."""
-    ranks_path.parent.mkdir(parents=True, exist_ok=True)
-    part = ranks_path.with_name(f"{ranks_path.name}.part")
-    evaluation.ranks.write_parquet(part)
-    os.replace(part, ranks_path)
+def save_evaluation(
+    evaluation: Evaluation, metrics_path: Path, ranks_path: Path, slates_path: Path | None = None
+) -> None:
+    """Write the metrics as JSON, the per-user ranks as parquet, and, with a path for them, the slates too."""
+    if slates_path is not None and evaluation.slates is not None:
+        _write_parquet(slates_path, evaluation.slates)
+    _write_parquet(ranks_path, evaluation.ranks)
     write_json(metrics_path, evaluation.metrics)
+
+
+def _write_parquet(path: Path, table: pl.DataFrame) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        table.write_parquet(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_evaluation(metrics_path: Path, ranks_path: Path) -> Evaluation:
@@ -101,6 +112,34 @@ def load_evaluation(metrics_path: Path, ranks_path: Path) -> Evaluation:
     if ranks.is_empty():
         raise UserError(f"{ranks_path}: no users. {again}")
     return Evaluation(metrics, ranks)
+
+
+def load_slates(path: Path, *, users: pl.Series, num_items: int) -> pl.DataFrame:
+    """Read the slates that `save_evaluation` wrote: `user_row` (int32), `items` (list<int32>, best first).
+
+    Args:
+        path: `slates/<policy>.parquet`.
+        users: `user_row` of the policy's ranks; the slates must be of the same users in the same order.
+        num_items: size of the catalogue.
+
+    Raises:
+        UserError: the file is missing or damaged, is of other users, or a slate holds what is no item, or one twice.
+    """
+    again = f"Run `dvc repro evaluate@{path.stem}`."
+    table = read_parquet(path, ["user_row", "items"], then=again)
+    kinds = {"user_row": pl.Int32, "items": pl.List(pl.Int32)}
+    if dict(table.schema) != kinds or table["items"].has_nulls():
+        raise UserError(f"{path}: expected 32-bit numbers and lists of them, without gaps, got {table.schema}. {again}")
+    if table["user_row"].to_list() != users.to_list():
+        raise UserError(f"{path}: of other users than ranks/{path.name}. {again}")
+    flat = table["items"].explode(empty_as_null=False)
+    if flat.has_nulls() or not flat.is_between(0, num_items - 1).all():
+        raise UserError(f"{path}: an item's number is not from 0 to {num_items - 1}. {again}")
+    if (table["items"].list.len() > SLATE_LENGTH).any():
+        raise UserError(f"{path}: a slate has more than {SLATE_LENGTH} items. {again}")
+    if (table["items"].list.n_unique() < table["items"].list.len()).any():
+        raise UserError(f"{path}: an item is in a slate twice. {again}")
+    return table
 
 
 def load_metrics(path: Path, *, then: str) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from rl4rec.params import EvaluateParams
 FOLDS: tuple[Fold, Fold] = ("valid", "test")
 METRICS: tuple[Literal["ndcg", "hit", "mrr"], ...] = ("ndcg", "hit", "mrr")
 DECIMALS = 8
+SLATE_LENGTH = 10  # items a user that are kept of the test fold, at most: what a person can look at
 _DIVERSITY_KS = 10  # the largest cut-off it is measured at: pairs grow with the square
 
 Ranks = npt.NDArray[np.int32]
@@ -45,26 +46,51 @@ Ranks = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one policy (as in `metrics/<policy>.json`) and the per-user ranks behind them."""
+    """Metrics of one policy (as in `metrics/<policy>.json`) and the per-user ranks and slates behind them.
+
+    Attributes:
+        metrics: `metrics[fold][protocol][metric]`, and the protocol itself; docs/metrics.md has every key.
+        ranks: a user a row: `user_row`, then `<fold>_<full|full_unmasked|sampled>`, 0 is the top.
+        slates: a user a row, in the same order: the items that the full ranking of the test fold has on top;
+            None where they were not read.
+    """
 
     metrics: dict[str, Any]
     ranks: pl.DataFrame  # user_row, then <fold>_<full|full_unmasked|sampled>, int32, 0 is the top
+    slates: pl.DataFrame | None = None  # user_row int32, items list<int32>, see `slates_of`
 
 
 def evaluate(name: str, scorer: Scorer, data: PreparedData, params: EvaluateParams) -> Evaluation:
     """All protocols on both folds.
 
-    The scorer gets whole histories (the validation item included in the test fold's) and truncates by itself.
+    Args:
+        name: of the policy, for the result.
+        scorer: of b histories (item indices, oldest first) the next-item scores (b, I) or their factors, such as
+            `policy.factors`. It gets whole histories (the validation item included in the test fold's) and truncates
+            by itself.
+        data: whose held-out items are ranked.
+        params: the `evaluate` section.
+
+    Returns:
+        The metrics as `metrics[fold][protocol][metric]`, such as `["test"]["full"]["ndcg@10"]`, and everyone's ranks.
 
     Raises:
-        UserError: a score is NaN.
+        UserError: a score is NaN, or nobody has a held-out item.
     """
     folds = [ranked_fold(data, fold) for fold in FOLDS]
     return _evaluate(name, [(fold, fold.block_scorer(scorer)) for fold in folds], data, params)
 
 
 def evaluate_oracle(data: PreparedData, params: EvaluateParams) -> Evaluation | None:
-    """Evaluate the true next-item distribution, the best that any policy could do; None where it is not known."""
+    """Evaluate the true next-item distribution, the best that any policy could do.
+
+    Args:
+        data: of a simulated shop.
+        params: the `evaluate` section.
+
+    Returns:
+        As `evaluate`; None where the distribution is not known, which is so for all real data.
+    """
     folds: list[tuple[RankedFold, BlockScorer]] = []
     for name in FOLDS:
         truth = data.oracle(name)
@@ -87,6 +113,7 @@ def _evaluate(
     result: dict[str, Any] = {"policy": name, "protocol": protocol_card(data, params, negatives, folds)}
     ranks: dict[str, npt.NDArray[Any]] = {"user_row": users.astype(np.int32)}
     together = CoOccurrence(data.train_sequences(), data.num_items)
+    slates: pl.DataFrame | None = None
     for fold, score in folds:
         fold_ranks, shown = _rank(fold, score, data.num_items, negatives, params)
         result[fold.name] = {
@@ -100,7 +127,22 @@ def _evaluate(
             f"diversity@{k}": round(value, DECIMALS) for k, value in zip(small, diversity, strict=True)
         }
         ranks |= {f"{fold.name}_{protocol}": values for protocol, values in fold_ranks.items()}
-    return Evaluation(result, pl.DataFrame(ranks))
+        if fold.name == "test":
+            slates = slates_of(users, shown["full"])
+    return Evaluation(result, pl.DataFrame(ranks), slates)
+
+
+def slates_of(users: npt.NDArray[Any], shown: npt.NDArray[np.int32]) -> pl.DataFrame:
+    """The first items of each user's ranking as a table: `user_row` (int32), `items` (list<int32>, best first).
+
+    Args:
+        users: (u,) rows of the users in the data set.
+        shown: (u, K) item rows, best first, -1 after the last one that may be recommended; the first `SLATE_LENGTH`
+            columns are kept.
+    """
+    lists = pl.Series("items", shown[:, :SLATE_LENGTH].tolist(), dtype=pl.List(pl.Int32))
+    table = pl.DataFrame({"user_row": users.astype(np.int32), "items": lists})
+    return table.with_columns(pl.col("items").list.filter(pl.element() >= 0))
 
 
 def _rank(
@@ -111,7 +153,9 @@ def _rank(
     ranks = {protocol: np.empty(users, np.int32) for protocol in ("full", "full_unmasked", "sampled")}
     width = min(params.ks[-1], num_items)
     shown = {protocol: np.empty((users, width), np.int32) for protocol in ("full", "full_unmasked")}
-    for start, stop, scores in score_blocks(score, users=users, num_items=num_items, batch_size=params.batch_size):
+    for start, stop, scores in score_blocks(
+        score, users=users, num_items=num_items, batch_size=params.batch_size, name=f"evaluation on {fold.name}"
+    ):
         targets = torch.from_numpy(fold.targets[start:stop]).to(scores.device)
         drawn = torch.from_numpy(negatives.items[start:stop].astype(np.int64)).to(scores.device)
         seen = fold.seen_pairs(start, stop, scores.device)

@@ -18,6 +18,7 @@ from torch import Tensor
 from rl4rec.data.prepared import Fold, IntArray, PreparedData, Ragged
 from rl4rec.errors import UserError
 from rl4rec.evaluation.negatives import distinct_rows
+from rl4rec.progress import Progress
 from rl4rec.scoring import Factors, top_k
 
 Scorer = Callable[[Sequence[IntArray]], Tensor | Factors]
@@ -64,7 +65,10 @@ def ranked_fold(data: PreparedData, fold: Fold) -> RankedFold:
     """
     split = data.split(fold)
     if len(split.targets) == 0:
-        raise UserError(f"{data.folder}: no user has the three interactions that a held-out item needs.")
+        raise UserError(
+            f"{data.folder}: no user has the three interactions that a held-out item needs. "
+            "Bring more data, then run `dvc repro`."
+        )
     seen = distinct_rows(split.history, data.num_items)
     seen_by = np.repeat(np.arange(len(split.targets)), seen.lengths)
     repeated = np.zeros(len(split.targets), dtype=bool)
@@ -73,38 +77,44 @@ def ranked_fold(data: PreparedData, fold: Fold) -> RankedFold:
 
 
 def score_blocks(
-    score: BlockScorer, *, users: int, num_items: int, batch_size: int
+    score: BlockScorer, *, users: int, num_items: int, batch_size: int, name: str = "ranking"
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Checked scores of all users, `(start, stop, (stop - start, I) scores)`, at most `batch_size` users at a time.
 
-    The scores may be written to, but are gone with the next block.
+    The scores may be written to, but are gone with the next block. `name` is that of the work, for its progress.
 
     Raises:
         UserError: a score is NaN, or a factor of the scores is not finite (training diverged).
         ValueError: the scores have another shape.
     """
-    for start in range(0, users, batch_size):
-        stop = min(start + batch_size, users)
-        with torch.no_grad():
-            scores = score(start, stop)
-        if isinstance(scores, Factors):
-            shape: tuple[int, ...] = (len(scores.states), len(scores.items))
-            sound = bool(torch.isfinite(scores.states.sum() + scores.items.sum()))  # sums propagate what is not finite
-        else:
-            shape = tuple(scores.shape)
-            sound = not torch.isnan(scores.amax())  # amax propagates NaN
-        if shape != (stop - start, num_items):
-            raise ValueError(f"expected scores of shape {(stop - start, num_items)}, got {shape}")
-        if not sound:
-            raise UserError(
-                f"The policy's scores are NaN or infinite for some of the users {start}..{stop - 1}: its training "
-                "diverged. Lower the learning rate (sft.learning_rate or rl.<algorithm>.learning_rate) and train again."
-            )
-        if isinstance(scores, Factors):
-            for first, last, block in scores.blocks():
-                yield start + first, start + last, block
-        else:
-            yield start, stop, scores.clone()
+    with Progress(name, total=users, unit="user") as progress:
+        for start in range(0, users, batch_size):
+            stop = min(start + batch_size, users)
+            with torch.no_grad():
+                scores = score(start, stop)
+            _check(scores, start, stop, num_items)
+            if isinstance(scores, Factors):
+                for first, last, block in scores.blocks():
+                    yield start + first, start + last, block
+            else:
+                yield start, stop, scores.clone()
+            progress.update(stop - start)
+
+
+def _check(scores: Tensor | Factors, start: int, stop: int, num_items: int) -> None:
+    if isinstance(scores, Factors):
+        shape: tuple[int, ...] = (len(scores.states), len(scores.items))
+        sound = bool(torch.isfinite(scores.states.sum() + scores.items.sum()))  # sums propagate what is not finite
+    else:
+        shape = tuple(scores.shape)
+        sound = not torch.isnan(scores.amax())  # amax propagates NaN
+    if shape != (stop - start, num_items):
+        raise ValueError(f"expected scores of shape {(stop - start, num_items)}, got {shape}")
+    if not sound:
+        raise UserError(
+            f"The policy's scores are NaN or infinite for some of the users {start}..{stop - 1}: its training "
+            "diverged. Lower the learning rate (sft.learning_rate or rl.<algorithm>.learning_rate) and train again."
+        )
 
 
 def full_ranks(scores: Tensor, targets: Tensor, seen: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,14 @@ from rl4rec.evaluation.ranking import Scorer
 
 
 def popularity_scorer(data: PreparedData) -> Scorer:
-    """The baseline that gives every user the training counts as scores."""
+    """The baseline that gives every user the training counts as scores.
+
+    Args:
+        data: whose `item_counts` are the scores.
+
+    Returns:
+        A scorer for `evaluate`.
+    """
     counts = torch.from_numpy(data.item_counts).to(torch.float32)  # (I,)
     return lambda histories: counts.expand(len(histories), -1)
 

@@ -21,7 +21,11 @@ def validate(
     targets = torch.from_numpy(ranked.targets)
     parts = []
     for start, stop, scores in score_blocks(
-        ranked.block_scorer(scorer), users=len(targets), num_items=data.num_items, batch_size=batch_size
+        ranked.block_scorer(scorer),
+        users=len(targets),
+        num_items=data.num_items,
+        batch_size=batch_size,
+        name="validation",
     ):
         seen = ranked.seen_pairs(start, stop, scores.device)
         parts.append(full_ranks(scores, targets[start:stop].to(scores.device), seen)[0])

@@ -48,7 +48,7 @@ def promote(folder: Path, params: Params, *, policy: str | None = None) -> Decis
     for metric in (gate.metric, *gate.guards):
         if metric not in ours.users and metric not in ours.values:
             known = ", ".join(sorted({*ours.users, *ours.values}))
-            raise UserError(f"params.yaml: compare.gate: {metric} is not measured; there is {known}")
+            raise UserError(f"params.yaml: compare.gate: {metric} is not measured. Choose one of {known}")
     weights = weights_digest(folder / "models" / name)
     try:
         client, _ = connect(params.tracking, patient=True)
@@ -77,7 +77,7 @@ def promote(folder: Path, params: Params, *, policy: str | None = None) -> Decis
                     registry.crown(version, replaced=champion)
                 return decision
     except MlflowException as error:
-        raise UserError(f"MLflow registry: {str(error).splitlines()[0][:300]}") from None
+        raise UserError(_unavailable(error)) from None
 
 
 def roll_back(params: Params) -> tuple[str, str]:
@@ -88,7 +88,14 @@ def roll_back(params: Params) -> tuple[str, str]:
         with registry.lock():
             return registry.roll_back()
     except MlflowException as error:
-        raise UserError(f"MLflow registry: {str(error).splitlines()[0][:300]}") from None
+        raise UserError(_unavailable(error)) from None
+
+
+def _unavailable(error: MlflowException) -> str:
+    return (
+        f"MLflow registry: {str(error).splitlines()[0][:300]}. See that the server of MLFLOW_TRACKING_URI or "
+        "tracking.uri answers, and run the command again"
+    )
 
 
 def _evaluation(folder: Path, name: str, data: PreparedData) -> Evaluation:
@@ -107,7 +114,8 @@ def _validation(evaluation: Evaluation, metric: str) -> float:
         return float(evaluation.metrics["valid"][protocol][key])
     except KeyError:
         raise UserError(
-            f"params.yaml: compare.gate.metric: {metric} is not in the evaluation of {evaluation.metrics['policy']}"
+            f"params.yaml: compare.gate.metric: {metric} is not in the evaluation of "
+            f"{evaluation.metrics['policy']}. Choose one of the keys in its metrics file"
         ) from None
 
 
@@ -115,7 +123,10 @@ def _champion(version: ModelVersion, candidate: Evaluation, data: PreparedData, 
     """The champion on the candidate's data and protocol: its own evaluation if that fits, else a new one."""
     name, address = version.tags.get("rl4rec.policy", ""), f"models:/{version.name}/{version.version}"
     if name not in get_args(Trained):  # it becomes a part of paths
-        raise UserError(f"{version.name} version {version.version}: its tag rl4rec.policy is {shown(name)}")
+        raise UserError(
+            f"{version.name} version {version.version}: its tag rl4rec.policy is {shown(name)}, expected one of "
+            f"{', '.join(get_args(Trained))}. Mend the tag in the MLflow UI, or go back with `rl4rec rollback`"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         try:
             files = Path(

@@ -67,10 +67,13 @@ class Registry:
         """
         champion = self.version(CHAMPION)
         if champion is None:
-            raise UserError(f"{self._name}: there is no champion to roll back")
+            raise UserError(f"{self._name}: there is no champion to roll back. `rl4rec promote` makes one")
         earlier = champion.tags.get(REPLACED)
         if earlier is None:
-            raise UserError(f"{self._name}: version {champion.version} is the first champion, there is no earlier one")
+            raise UserError(
+                f"{self._name}: version {champion.version} is the first champion, there is no earlier one. "
+                "`rl4rec promote --policy` can put another in its place"
+            )
         self._client.set_registered_model_alias(self._name, CHAMPION, earlier)
         self.tag(champion, "rl4rec.rolled_back", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         return str(champion.version), earlier

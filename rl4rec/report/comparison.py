@@ -14,6 +14,7 @@ from rl4rec import metrics
 from rl4rec.errors import UserError
 from rl4rec.evaluation.protocols import DECIMALS, FOLDS, METRICS, Evaluation
 from rl4rec.params import CompareParams
+from rl4rec.progress import track
 from rl4rec.statistics import FloatArray, bootstrap_mean, paired_bootstrap
 
 PAIRS = (
@@ -58,7 +59,7 @@ def compare_policies(evaluations: Mapping[str, Evaluation], params: CompareParam
         "bootstrap": settings,
         "policies": {},
     }
-    for policy, values in gains.items():
+    for policy, values in track(gains.items(), "bootstrap of each policy", unit="policy"):
         row: dict[str, Any] = {}
         for name, users in values.items():
             found = bootstrap_mean(users, **settings)
@@ -69,7 +70,7 @@ def compare_policies(evaluations: Mapping[str, Evaluation], params: CompareParam
                 if name in full:  # diversity is measured at small cut-offs only
                     row[f"{fold}.full.{name}"] = {"mean": full[name]}
         result["policies"][policy] = row
-    for first, second in PAIRS:
+    for first, second in track(PAIRS, "bootstrap of the differences", unit="pair"):
         if first in gains and second in gains:
             result[f"{first}_vs_{second}"] = paired_differences(gains[first], gains[second], settings, key)
     return result

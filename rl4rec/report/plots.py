@@ -1,60 +1,22 @@
-"""The report's plots, reproducible to the byte: no dates, no random ids, no global matplotlib state."""
+"""The report's plots: levels and differences with their intervals, and the curves of training."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl4rec.report.comparison import interval_key
+from rl4rec.report.comparison import PAIRS, interval_key
+from rl4rec.report.figure import COLOURS, INK, MARKERS, Plot, render
 from rl4rec.report.logs import FloatArray, Progress, TrainingLog
 from rl4rec.report.table import NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-COLOURS = {
-    "popularity": "#8a8f98",
-    "sft": "#0f9d76",
-    "sft_continued": "#5fbfa5",
-    "ppo": "#d9730d",
-    "grpo": "#3f7be0",
-    "oracle": "#9b59d0",
-}
-MARKERS = {"ppo": "s", "grpo": "o", "sft": "^"}
-_INK = "#52606d"  # text and axes; becomes the page's own text colour in HTML
-_STYLE: Any = {
-    "font.size": 9,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "rl4rec",
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.formatter.limits": (-4, 6),
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-}
 _SMOOTH_FROM, _WINDOW = 30, 9  # rows from which a curve is also drawn as a moving average, and over how many
 AXES: dict[Progress, str] = {"samples": "slates generated", "seconds": "seconds of training", "step": "step"}
-
-
-@dataclass(frozen=True)
-class Plot:
-    """One figure: as an image for files and as SVG to be put inside HTML."""
-
-    name: str
-    title: str
-    png: bytes
-    svg: str
 
 
 def draw_plots(comparison: dict[str, Any], logs: Mapping[str, TrainingLog]) -> tuple[list[Plot], list[str]]:
@@ -66,9 +28,12 @@ def draw_plots(comparison: dict[str, Any], logs: Mapping[str, TrainingLog]) -> t
     """
     k, n = comparison["k"], comparison["protocol"]["negatives"]["n"]
     valid, start = f"valid/full/ndcg@{k}", _mean(comparison, "sft", f"valid.full.ndcg@{k}")
+    full, sampled = f"test.full.ndcg@{k}", f"test.sampled{n}.ndcg@{k}"
     plots = [
-        _intervals("ndcg_full", f"Test NDCG@{k}, full catalogue", comparison, f"test.full.ndcg@{k}"),
-        _intervals("ndcg_sampled", f"Test NDCG@{k}, 1 target + {n} negatives", comparison, f"test.sampled{n}.ndcg@{k}"),
+        *_differences("difference_full", f"Difference in NDCG@{k}, full catalogue", comparison, full),
+        *_differences("difference_sampled", f"Difference in NDCG@{k}, 1 target + {n} negatives", comparison, sampled),
+        _intervals("ndcg_full", f"Test NDCG@{k}, full catalogue", comparison, full),
+        _intervals("ndcg_sampled", f"Test NDCG@{k}, 1 target + {n} negatives", comparison, sampled),
     ]
     runs = {name: logs[name] for name in ("ppo", "grpo") if name in logs}
     notes = [f"No training log of {NAMES[name]}." for name in ("sft", "ppo", "grpo") if name not in logs]
@@ -128,7 +93,35 @@ def _intervals(name: str, title: str, comparison: dict[str, Any], metric: str) -
         axes.margins(x=0.12)
         axes.grid(axis="x", alpha=0.25)
 
-    return _render(name, title, draw)
+    return render(name, title, draw)
+
+
+def _differences(name: str, title: str, comparison: dict[str, Any], metric: str) -> list[Plot]:
+    """Paired differences with their intervals around 0, a row a pair; hollow where the interval holds 0.
+
+    The pairs without popularity, which lies far off; no plot where there is none.
+    """
+    key = interval_key(comparison["bootstrap"]["confidence"])
+    names = [pair for pair in PAIRS if "popularity" not in pair and f"{pair[0]}_vs_{pair[1]}" in comparison]
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(0, color=INK, linewidth=1)
+        for place, (first, second) in enumerate(names):
+            row = comparison[f"{first}_vs_{second}"][metric]
+            lower, upper = row[key]
+            clear = lower > 0 or upper < 0
+            style: dict[str, Any] = {"color": COLOURS[first], "markersize": 6, "markeredgewidth": 1.6}
+            axes.plot([lower, upper], [place, place], color=COLOURS[first], linewidth=2.4, solid_capstyle="butt")
+            axes.plot([row["delta"]], [place], "o", markerfacecolor=COLOURS[first] if clear else "white", **style)
+            label = f"{row['delta']:+.4f}"
+            axes.annotate(label, (row["delta"], place), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+        axes.set_yticks(range(len(names)), [f"{NAMES[first]} - {NAMES[second]}" for first, second in names])
+        axes.set_ylim(len(names) - 0.5, -0.8)
+        axes.margins(x=0.12)
+        axes.locator_params(axis="x", nbins=5)
+        axes.grid(axis="x", alpha=0.25)
+
+    return [render(name, title, draw)] if names else []
 
 
 def _far_below(rows: Mapping[str, Any], key: str) -> str | None:
@@ -158,7 +151,7 @@ def _curves(
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8)
 
-    return _render(name, title, draw)
+    return render(name, title, draw)
 
 
 def _moving_average(values: FloatArray) -> FloatArray:
@@ -166,40 +159,3 @@ def _moving_average(values: FloatArray) -> FloatArray:
     ones = np.ones(_WINDOW)
     smooth: FloatArray = np.convolve(values, ones, "same") / np.convolve(np.ones_like(values), ones, "same")
     return smooth
-
-
-def _render(name: str, title: str, draw: Any) -> Plot:
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.6, 2.9), layout="constrained")
-        draw(figure.subplots())
-        return Plot(name, title, _png(figure, title), _svg(figure, name, title))
-
-
-def _png(figure: Figure, title: str) -> bytes:
-    heading = figure.suptitle(title, fontsize=10)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    heading.remove()
-    return out.getvalue()
-
-
-def _svg(figure: Figure, name: str, title: str) -> str:
-    """An `<svg>` element for use inside a page: scales, takes the page's text colour, ids unique to the plot."""
-    out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
-    text = text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1).replace(_INK, "currentColor")
-    referenced = set(re.findall(r"#([\w-]+)\)?\"", text)) | set(re.findall(r"url\(#([\w-]+)\)", text))
-
-    def rename(match: re.Match[str]) -> str:
-        return f' id="{name}-{match[1]}"' if match[1] in referenced else ""
-
-    text = re.sub(r' id="([\w.-]+)"', rename, text)
-    text = re.sub(r'href="#([\w-]+)"', rf'href="#{name}-\1"', text)
-    return re.sub(r"url\(#([\w-]+)\)", rf"url(#{name}-\1)", text)

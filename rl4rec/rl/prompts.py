@@ -101,6 +101,7 @@ class PromptSet:
             raise UserError(
                 "no user has two training items (the last two of each are held out): no prompt for RL"
                 + (f", and split points need users with 4 and more items ({split_points=})" if split_points else "")
+                + ". Bring more data"
             )
         self._position = position[self._targets_at]
         self._table = from_end[self._targets_at] if split_points else np.zeros(len(self._targets_at), np.int64)

@@ -83,10 +83,16 @@ def check_sweep(where: Path, settings: SweepParams, stage: SweptStage, base: Set
         raise UserError("\n".join([f"{where}: the space does not fit stage {stage.name}:", *problems]))
     k = 10 if stage.name == "sft" else base["rl"]["k"]
     if settings.metric.partition("@")[2] != str(k):
-        raise UserError(f"{where}: metric: stage {stage.name} validates at k = {k}, got {settings.metric}")
+        raise UserError(
+            f"{where}: metric: stage {stage.name} validates at k = {k}, got {settings.metric}. "
+            f"Choose one that ends in @{k}"
+        )
     for section in ("sft", "rl"):
         if base[section]["feedback"] != "training":
-            raise UserError(f"params.yaml: {section}.feedback: trains on the validation targets; a sweep needs them")
+            raise UserError(
+                f"params.yaml: {section}.feedback: trains on the validation targets; a sweep needs them. "
+                "Set it to training"
+            )
     for path, maker in stage.inputs.items():
         unused = (maker == "crossfit" and base["rl"]["crossfit"]["split_points"] == 0) or (
             maker == "champion" and base["sft"]["init"] == "fresh"

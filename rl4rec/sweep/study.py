@@ -27,6 +27,7 @@ from optuna.trial import TrialState
 from rl4rec.data.prepared import load_prepared
 from rl4rec.errors import UserError
 from rl4rec.params import Params, load_params
+from rl4rec.progress import Progress
 from rl4rec.sweep.results import BASELINE, ERROR, SEED_VALUES, START, STATES, Row, counted, write_results
 from rl4rec.sweep.settings import SamplerParams, SweepParams
 from rl4rec.sweep.space import (
@@ -102,18 +103,25 @@ class Sweep:
     def run(self) -> None:
         """Run trials until there are enough, or time is up."""
         since, limit = time.monotonic(), self.settings.timeout_s
-        for index in range(len(counted(self.study)), self.settings.trials):
-            self._run_trial(index)
-            states = [trial.state for trial in counted(self.study)]
-            if TrialState.COMPLETE in states:
-                self.tracked.log_metrics({"sweep/best_value": self.study.best_value}, step=index + 1)
-                best = self.study.best_params
-                self.tracked.set_tags({f"rl4rec.best.{key}": value for key, value in best.items()})
-            counts = {f"sweep/{name}": states.count(state) for state, name in STATES.items()}
-            self.tracked.log_metrics(counts, step=index + 1)
-            if limit is not None and time.monotonic() - since > limit:
-                logger.info("timeout_s has passed after %d of %d trials", index + 1, self.settings.trials)
-                return
+        done, trials = len(counted(self.study)), self.settings.trials
+        with Progress("sweep", total=trials, initial=done, unit="trial") as progress:
+            for index in range(done, trials):
+                self._run_trial(index)
+                progress.update()
+                self._log_state(index + 1)
+                if limit is not None and time.monotonic() - since > limit:
+                    logger.info("timeout_s has passed after %d of %d trials", index + 1, self.settings.trials)
+                    return
+
+    def _log_state(self, done: int) -> None:
+        """The best so far and how the trials ended, after so many of them."""
+        states = [trial.state for trial in counted(self.study)]
+        if TrialState.COMPLETE in states:
+            self.tracked.log_metrics({"sweep/best_value": self.study.best_value}, step=done)
+            best = self.study.best_params
+            self.tracked.set_tags({f"rl4rec.best.{key}": value for key, value in best.items()})
+        counts = {f"sweep/{name}": states.count(state) for state, name in STATES.items()}
+        self.tracked.log_metrics(counts, step=done)
 
     def _run_trial(self, index: int) -> None:
         """Propose, train, tell; whatever goes wrong in training is a failed trial. `index` trials were before it."""

@@ -6,12 +6,14 @@ import contextlib
 import gc
 import importlib.util
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rl4rec.data.prepared import PreparedData
 from rl4rec.errors import UserError
 from rl4rec.params import Params
+from rl4rec.progress import wiped_out
 from rl4rec.sweep.space import SweptStage
 from rl4rec.tracking import StageRun, replace_run
 
@@ -51,12 +53,15 @@ def train(stage: SweptStage, params: Params, run: StageRun, *, root: Path, scrat
         (scratch / name).symlink_to((root / name).resolve())
     spec = importlib.util.spec_from_file_location(f"pipelines_{stage.script.stem}", stage.script)
     if spec is None or spec.loader is None:
-        raise UserError(f"{stage.script}: cannot be loaded")
+        raise UserError(f"{stage.script}: cannot be loaded. Restore it from the repository")
     script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    beside = str(stage.script.parent)  # where a script finds its own modules, such as pipelines/reward.py
+    sys.path.insert(0, beside)
     try:
-        with contextlib.chdir(scratch), replace_run(run):
+        spec.loader.exec_module(script)
+        with contextlib.chdir(scratch), replace_run(run), wiped_out():
             script.main(params, *stage.variant)
     finally:
+        sys.path.remove(beside)
         shutil.rmtree(scratch, ignore_errors=True)
         gc.collect()  # a trainer and its callbacks refer to each other; the next trial wants the memory

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec.data.prepared import PreparedData, load_prepared
 from rl4rec.errors import UserError
 from rl4rec.tracking.model import log_policy_model
+from rl4rec.tracking.notes import NOTES
 from rl4rec.tracking.settings import PIPELINE_TAG
 from rl4rec.trainers.checkpoints import weights_digest
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 Operation = dict[str, Any]
 
 OUTBOX_TAG = "rl4rec.outbox"
+TRAINED_TAG = "rl4rec.trained_weights"  # digest of the weights that a run made
+_PARENT_TAG, _NOTE_TAG = "mlflow.parentRunId", "mlflow.note.content"
 METRICS_A_REQUEST, _PARAMS_A_REQUEST = 1000, 100  # MLflow's limits
 _LASTING = (  # errors of the request itself: it would fail again
     *("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"),
@@ -57,7 +60,9 @@ class Delivery:
                 for key, value in operation["values"].items():
                     self._client.set_tag(self.run_id, key, value)
             case "metrics":
-                self._metrics(operation)
+                self._log_metrics(self.run_id, operation["rows"])
+            case "result":
+                self._result(operation)
             case "dataset":
                 self._dataset(operation)
             case "policy":
@@ -83,7 +88,9 @@ class Delivery:
             self.run_id = str(found[0].info.run_id)
             return
         self._parent = self._pipeline_run(operation)
-        own = {"mlflow.parentRunId": self._parent, "rl4rec.stage": operation["stage"], OUTBOX_TAG: self._name}
+        own = {_PARENT_TAG: self._parent, "rl4rec.stage": operation["stage"], OUTBOX_TAG: self._name}
+        if operation["stage"] in NOTES:
+            own[_NOTE_TAG] = NOTES[operation["stage"]]
         run = self._client.create_run(
             self._experiment, start_time=operation["time"], tags=resolve_tags(own), run_name=operation["name"]
         )
@@ -105,7 +112,7 @@ class Delivery:
         run = self._client.create_run(
             self._experiment,
             start_time=operation["time"],
-            tags={PIPELINE_TAG: pipeline},
+            tags={PIPELINE_TAG: pipeline, _NOTE_TAG: NOTES["pipeline"]},
             run_name=operation["pipeline_name"],
         )
         self._log_params(str(run.info.run_id), operation["settings"])
@@ -118,13 +125,23 @@ class Delivery:
         for start in range(0, len(params), _PARAMS_A_REQUEST):
             self._client.log_batch(run_id, params=params[start : start + _PARAMS_A_REQUEST])
 
-    def _metrics(self, operation: Operation) -> None:
+    def _log_metrics(self, run_id: str, rows: Sequence[Sequence[Any]]) -> None:
         from mlflow.entities import Metric
 
         # MLflow stores a metric of equal name, value, time and step once
-        metrics = [Metric(*row) for row in operation["rows"]]
+        metrics = [Metric(*row) for row in rows]
         for start in range(0, len(metrics), METRICS_A_REQUEST):
-            self._client.log_batch(self.run_id, metrics=metrics[start : start + METRICS_A_REQUEST], synchronous=True)
+            self._client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_REQUEST], synchronous=True)
+
+    def _result(self, operation: Operation) -> None:
+        """Log metrics to the run that trained the weights: the one of this pipeline, else the latest."""
+        own = self._client.get_run(self.run_id).data.tags
+        weights = f"tags.`{TRAINED_TAG}` = '{operation['digest']}'"
+        newest_first = ["attributes.start_time DESC"]
+        trained = self._client.search_runs([self._experiment], weights, order_by=newest_first)
+        if trained:
+            beside = [run for run in trained if run.data.tags.get(_PARENT_TAG) == own.get(_PARENT_TAG)]
+            self._log_metrics(str((beside or trained)[0].info.run_id), operation["rows"])
 
     def _dataset(self, operation: Operation) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -162,7 +179,7 @@ class Delivery:
             self._system.finish()
             self._system = None
         self._client.set_terminated(self.run_id, operation["status"], end_time=operation["time"])
-        parent = self._parent or self._client.get_run(self.run_id).data.tags.get("mlflow.parentRunId")
+        parent = self._parent or self._client.get_run(self.run_id).data.tags.get(_PARENT_TAG)
         if parent is not None:
             self._client.set_terminated(parent, operation["status"], end_time=operation["time"])
 

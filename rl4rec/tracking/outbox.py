@@ -7,6 +7,7 @@ left, whether the server was away or the process was killed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -19,6 +20,7 @@ from rl4rec.errors import UserError
 from rl4rec.machine_limits import FOLDER
 from rl4rec.messages import redact
 from rl4rec.params import TrackingParams
+from rl4rec.progress import Progress
 from rl4rec.tracking.delivery import METRICS_A_REQUEST, Delivery, Operation, is_lasting
 from rl4rec.tracking.outbox_files import OutboxFiles
 from rl4rec.tracking.server import answers, connect, server_address
@@ -96,11 +98,7 @@ class Outbox:
                 self._changed.notify_all()
 
     def _send_all(self) -> None:
-        try:
-            for path in self._files.left_behind():
-                send_left_behind(path, self._params)
-        except Exception as error:
-            logger.warning("MLflow: what an earlier run left waits: %s", _short(error))
+        earlier_waits = not self._send_earlier()
         courier = _Courier(self._params, self._files.name, None, system_metrics=self._params.system_metrics)
         while batch := self._next_batch():
             try:
@@ -112,8 +110,21 @@ class Outbox:
                 del self._queue[: len(batch)]
                 self._progress, self._failed = time.monotonic(), False
             self._files.sent(len(batch), courier.run_id)
+            if earlier_waits:  # the server is there by now; a result goes to a run that may be among them
+                earlier_waits = False
+                self._send_earlier()
         if not self._abandoned:
             self._files.remove()
+
+    def _send_earlier(self) -> bool:
+        """Send what earlier runs have left; False: the server does not take it."""
+        try:
+            for path in self._files.left_behind():
+                send_left_behind(path, self._params)
+        except Exception as error:
+            logger.warning("MLflow: what an earlier run left waits: %s", _short(error))
+            return False
+        return True
 
     def _next_batch(self) -> list[Entry]:
         """What to do next: an operation, or the metrics of some seconds; empty when all is done, or given up."""
@@ -170,8 +181,13 @@ class _Courier:
         self.attempts = 0
 
 
-def send_left_behind(path: Path, params: TrackingParams) -> bool:
+def send_left_behind(path: Path, params: TrackingParams, *, name: str | None = None) -> bool:
     """Send what an earlier process has left; False: it is still at work.
+
+    Args:
+        path: its outbox.
+        params: the `tracking` section.
+        name: of the work, to show its progress.
 
     Raises:
         Exception: whatever MLflow raises; what was not taken stays.
@@ -185,15 +201,19 @@ def send_left_behind(path: Path, params: TrackingParams) -> bool:
             operations.append({"do": "end", "status": "KILLED", "time": int(path.stat().st_mtime * 1000)})
         courier = _Courier(params, files.name, run_id, system_metrics=False)
         queue: list[Entry] = [(operation, None) for operation in operations]
-        while batch := _leading(queue):
-            try:
-                courier.carry(batch)
-            except Exception:
-                if courier.attempts >= _ATTEMPTS:
-                    raise
-                continue
-            del queue[: len(batch)]
-            files.sent(len(batch), courier.run_id)
+        progress = None if name is None else Progress(name, total=len(queue), unit="operation")
+        with progress or contextlib.nullcontext():
+            while batch := _leading(queue):
+                try:
+                    courier.carry(batch)
+                except Exception:
+                    if courier.attempts >= _ATTEMPTS:
+                        raise
+                    continue
+                del queue[: len(batch)]
+                files.sent(len(batch), courier.run_id)
+                if progress is not None:
+                    progress.update(len(batch))
         files.remove()
     return True
 
@@ -205,10 +225,17 @@ def sync(params: TrackingParams, root: Path = ROOT) -> int:
         UserError: the server does not take it.
     """
     try:
-        return sum(send_left_behind(path, params) for path in OutboxFiles(root, "").left_behind())
+        paths = OutboxFiles(root, "").left_behind()
+        return sum(
+            send_left_behind(path, params, name=f"sync, run {number} of {len(paths)}")
+            for number, path in enumerate(paths, start=1)
+        )
     except Exception as error:
         address = redact(server_address(params))
-        raise UserError(f"MLflow at {address} did not take everything, the rest stays: {_short(error)}") from None
+        raise UserError(
+            f"MLflow at {address} did not take everything, the rest stays: {_short(error)}. "
+            "Run `rl4rec sync` again when it answers"
+        ) from None
 
 
 def _leading(queue: Sequence[Entry]) -> list[Entry]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from rl4rec.data.prepared import PreparedData
 from rl4rec.distributed import is_main_process
 from rl4rec.params import Params
-from rl4rec.tracking.delivery import Delivery, Operation, now
+from rl4rec.tracking.delivery import TRAINED_TAG, Delivery, Operation, now
 from rl4rec.tracking.outbox import Outbox
 from rl4rec.tracking.server import guard
 from rl4rec.tracking.settings import flatten, param_text, pipeline_id, stage_settings
@@ -57,9 +57,17 @@ class StageRun:
         fresh = {name: value for name, value in metrics.items() if step is None or self._latest.get(name) != step}
         if step is not None:
             self._latest.update(dict.fromkeys(fresh, step))
-        rows = [(named(name), float(value), now(), step or 0) for name, value in fresh.items()]
-        if rows:
-            self._send({"do": "metrics", "rows": rows})
+        if fresh:
+            self._send({"do": "metrics", "rows": _rows(fresh, step or 0)})
+
+    def log_result(self, metrics: Mapping[str, float], folder: Path) -> None:
+        """Log what was measured of a saved policy to the run that trained it, beside that run's learning curve.
+
+        Nothing is logged for a folder without weights, or if no run on the server trained them.
+        """
+        if self._send is _drop or not any(folder.glob("*.safetensors")):
+            return
+        self._send({"do": "result", "digest": weights_digest(folder), "rows": _rows(metrics, 0)})
 
     def log_dataset(self, data: PreparedData, context: str) -> None:
         """Log the prepared data as an input of the run: digest, source and size; `context` is e.g. `training`."""
@@ -79,12 +87,14 @@ class StageRun:
         """Log a saved policy as a servable model (`rl4rec/serving.py`): raw item ids in, ranked item ids out."""
         if self._send is _drop:
             return  # the digest takes a while
+        digest = weights_digest(folder)
+        self.set_tags({TRAINED_TAG: digest})
         self._send(
             {
                 "do": "policy",
                 "folder": str(folder.resolve()),
                 "data": str(data.folder.resolve()),
-                "digest": weights_digest(folder),
+                "digest": digest,
             },
             data,
         )
@@ -92,6 +102,11 @@ class StageRun:
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a file, or a folder with all it holds."""
         self._send({"do": "artifact", "path": str(path.resolve()), "folder": folder})
+
+
+def _rows(metrics: Mapping[str, float], step: int) -> list[tuple[str, float, int, int]]:
+    """Metrics as MLflow takes them: name, value, milliseconds, step."""
+    return [(named(name), float(value), now(), step) for name, value in metrics.items()]
 
 
 def _drop(operation: Operation, data: PreparedData | None = None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from rl4rec.messages import redact
-from rl4rec.params import Params
+from rl4rec.params import ALGORITHMS, Params
 
 PIPELINE_TAG = "rl4rec.pipeline"
 _PARAM_CHARACTERS = 6000  # of a value, MLflow's limit
@@ -42,7 +42,7 @@ def stage_settings(params: Params, stage: str, variant: str = "") -> dict[str, o
         case "rl" | "sft_continued":
             variant = variant or stage
             rl = settings["rl"]
-            algorithms = {name: rl.pop(name) for name in ("ppo", "grpo", "sft_continued")}
+            algorithms = {name: rl.pop(name) for name in ALGORITHMS}
             return {"policy": settings["policy"], "rl": {"algorithm": variant, **rl, **algorithms.get(variant, {})}}
         case "evaluate":
             return {"evaluated": variant, "evaluate": settings["evaluate"]}

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rl4rec.policy import SlatePolicy
+from rl4rec.progress import Progress
 from rl4rec.trainers.checkpoints import seal
 from rl4rec.trainers.monitor import Monitor
 
@@ -17,7 +18,7 @@ Rename = Callable[[Mapping[str, float], int, float], dict[str, float]]
 
 
 class MonitorCallback(TrainerCallback):
-    """Hands a Trainer's log entries, validations and checkpoints to the monitor.
+    """Hands a Trainer's log entries, validations and checkpoints to the monitor, and shows how far it is.
 
     Args:
         monitor: takes them.
@@ -26,6 +27,7 @@ class MonitorCallback(TrainerCallback):
         rename: turns a log entry, and the steps and seconds since the last one, into a row under our names.
         every: steps between validations; the last step is always validated.
         samples_per_step: sequences or slates that one optimizer step consumes.
+        name: of the training, for its progress.
         validate_start: validate before the first step too.
     """
 
@@ -38,6 +40,7 @@ class MonitorCallback(TrainerCallback):
         rename: Rename,
         every: int,
         samples_per_step: float,
+        name: str,
         validate_start: bool = False,
     ) -> None:
         self._monitor = monitor
@@ -48,11 +51,14 @@ class MonitorCallback(TrainerCallback):
         self._samples_per_step = samples_per_step
         self._validate_start = validate_start
         self._logged_at = (0, 0.0)
+        self._name = name
+        self._progress: Progress | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Validate the start, and start the clock of the first log entry."""
         if self._validate_start and state.global_step == 0:
             self._monitor.validate(self._policy, step=0, samples=0, candidate=False)
+        self._progress = Progress(self._name, total=state.max_steps, initial=state.global_step, unit="step")
         self._logged_at = (state.global_step, self._monitor.seconds)
 
     def on_log(
@@ -76,6 +82,8 @@ class MonitorCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Validate when it is time; stop when patience has run out."""
+        if self._progress is not None:
+            self._progress.update()
         due = state.global_step % self._every == 0 or state.global_step >= state.max_steps
         if due and self._monitor.validate(self._policy, step=state.global_step, samples=self._samples(state)):
             control.should_training_stop = True
@@ -90,6 +98,8 @@ class MonitorCallback(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Close the log with the summary row."""
+        if self._progress is not None:
+            self._progress.close()
         self._monitor.finish(step=state.global_step, samples=self._samples(state))
 
     def _samples(self, state: TrainerState) -> int:

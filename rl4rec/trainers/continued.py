@@ -24,7 +24,7 @@ class ContinuedSFTTrainer(PromptTrainer):
     Batches are GRPO's prompts of a step. Arguments as of `PromptTrainer`.
     """
 
-    name, unit = "sft", "prompts"
+    name, unit = "sft_continued", "prompts"
 
     def __init__(
         self,

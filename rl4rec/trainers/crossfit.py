@@ -67,7 +67,14 @@ def fit_leave_out(
         folder = checkpoints / f"table-{table}"
         monitor = make_monitor(earlier, table, folder / "best")
         train_sft(
-            policy, tokenizer, earlier, settings, monitor, checkpoints=folder / "training", digest=f"{digest}-{table}"
+            policy,
+            tokenizer,
+            earlier,
+            settings,
+            monitor,
+            checkpoints=folder / "training",
+            digest=f"{digest}-{table}",
+            name=f"crossfit, table {table + 1} of {crossfit.split_points}",
         )
         best = SlatePolicy.from_pretrained(folder / "best")
         offset = best.config.item_offset

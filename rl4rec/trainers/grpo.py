@@ -14,7 +14,6 @@ Deviations from running TRL as it comes, and why:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,10 @@ from trl import GRPOConfig, GRPOTrainer
 from rl4rec.data.prepared import PreparedData
 from rl4rec.distributed import refuse_data_parallel
 from rl4rec.leave_out import LeaveOutEmbeddings
-from rl4rec.metrics import slate_gains
 from rl4rec.params import GRPOParams, RLParams
 from rl4rec.policy import SlatePolicy, SlatePolicyOutput
 from rl4rec.rl.losses import kl_estimate
+from rl4rec.rl.rewards import GainsFunction, Reward, make_reward
 from rl4rec.trainers.callback import MonitorCallback
 from rl4rec.trainers.checkpoints import latest_checkpoint
 from rl4rec.trainers.monitor import Monitor, peak_memory_mb
@@ -72,6 +71,7 @@ def train_grpo(
     checkpoints: Path,
     digest: str,
     leave_out: LeaveOutEmbeddings | None = None,
+    own_reward: GainsFunction | None = None,
 ) -> None:
     """Fine-tune the SFT policy; the one to keep is in the monitor's folder.
 
@@ -84,8 +84,18 @@ def train_grpo(
         checkpoints: folder for resuming an interrupted run.
         digest: identifies the run; only its own checkpoints are resumed.
         leave_out: item embeddings that have not seen the prompts' targets (`rl.crossfit`).
+        own_reward: the function behind `reward_type: custom`.
     """
-    trainer = build_grpo(sft_folder, tokenizer, data, rl, monitor, checkpoints=checkpoints, leave_out=leave_out)
+    trainer = build_grpo(
+        sft_folder,
+        tokenizer,
+        data,
+        rl,
+        monitor,
+        checkpoints=checkpoints,
+        leave_out=leave_out,
+        own_reward=own_reward,
+    )
     resume = latest_checkpoint(checkpoints, digest)
     if resume is not None:
         monitor.load_state(resume)
@@ -102,9 +112,10 @@ def build_grpo(
     *,
     checkpoints: Path,
     leave_out: LeaveOutEmbeddings | None = None,
+    own_reward: GainsFunction | None = None,
 ) -> SlateGRPOTrainer:
     """The trainer of `train_grpo`, ready to start."""
-    params = rl.grpo
+    params, reward = rl.grpo, make_reward(rl, data, own_reward)
     policy = TokenPromptPolicy.from_pretrained(sft_folder)
     policy.rule = CandidateRule(rl.candidates, torch.from_numpy(data.item_counts), exclude_seen=policy.config.mask_seen)
     policy.temperature, policy.slate_length = params.temperature, rl.k
@@ -124,7 +135,7 @@ def build_grpo(
     dataset = Dataset.from_dict({"prompt": prompt_texts(batch, tokenizer, policy), "target": batch.targets.tolist()})
     trainer = SlateGRPOTrainer(
         model=policy,
-        reward_funcs=[slate_reward(rl, item_offset=policy.config.item_offset)],
+        reward_funcs=[trl_reward(reward, item_offset=policy.config.item_offset)],
         args=arguments,
         train_dataset=dataset,
         processing_class=tokenizer,
@@ -143,27 +154,27 @@ def build_grpo(
             rename=trainer.rename,
             every=rl.eval_every,
             samples_per_step=trainer.slates_per_step,
+            name="grpo",
             validate_start=True,
         )
     )
     return trainer
 
 
-def slate_reward(rl: RLParams, *, item_offset: int) -> Callable[..., list[float | None]]:
-    """TRL reward function: the metric of each slate, from its token ids and the `target` column."""
-    weights = (rl.mixed.ndcg, rl.mixed.hit, rl.mixed.mrr)
+def trl_reward(reward: Reward, *, item_offset: int) -> Callable[..., list[float | None]]:
+    """TRL reward function: the reward of each slate, from its token ids and the `target` column."""
 
-    def reward(
+    def of_completions(
         completion_ids: list[list[int]], target: list[int], log_metric: Callable[[str, float], None], **_: Any
     ) -> list[float | None]:
         slates = torch.tensor(completion_ids) - item_offset  # (n, k)
         targets = torch.tensor(target)
-        gains = slate_gains(slates, targets, reward_type=rl.reward_type, weights=weights)
+        gains = reward(slates, targets)
         log_metric("hit_share", (slates == targets.unsqueeze(1)).any(1).double().mean().item())
         values: list[float | None] = gains.sum(-1).tolist()
         return values
 
-    return reward
+    return of_completions
 
 
 class SlateGRPOTrainer(SafeCheckpoints, GRPOTrainer):
@@ -298,7 +309,7 @@ def _arguments(rl: RLParams, params: GRPOParams, folder: Path, *, prompts: int) 
         "save_steps": -(-rl.eval_every // params.num_iterations) * params.num_iterations,
         "eval_strategy": "no",
         "report_to": "none",
-        "disable_tqdm": not sys.stderr.isatty(),
+        "disable_tqdm": True,  # MonitorCallback has the progress
         "seed": params.seed,
         "data_seed": params.seed,
         "bf16": False,

@@ -11,7 +11,7 @@ TRL removed its PPOTrainer; this one is ours and reads top to bottom. One step:
 Deviations from the paper and from RLHF practice, and why:
 
 - The episode ends at the slot that hits the target: nothing after it changes the reward, and leaving those slots out
-  only takes variance away (`live_slots`).
+  only takes variance away (`live_slots`). With a reward of the user's own it ends at the last slot.
 - The value head reads the prompt's state and predicts one value a slot: what the slate still earns from there if it
   has not hit yet. The state does not see the items chosen so far, which keeps one forward pass for all slates.
 - With `rl.dropout` on, the old log-probabilities are taken under the same dropout mask as the updates (one seed a
@@ -32,12 +32,12 @@ from torch import Tensor, nn
 
 from rl4rec.data.prepared import PreparedData
 from rl4rec.leave_out import LeaveOutEmbeddings
-from rl4rec.metrics import slate_gains
 from rl4rec.noise import combine
 from rl4rec.params import RLParams
 from rl4rec.policy import SlatePolicy, SlatePolicyOutput
 from rl4rec.rl.advantages import bandit, explained_variance, gae, live_slots, whiten
 from rl4rec.rl.losses import AdaptiveKL, clipped_policy_loss, clipped_value_loss, kl_estimate, masked_mean
+from rl4rec.rl.rewards import GainsFunction, make_reward
 from rl4rec.support import Histories
 from rl4rec.trainers.monitor import Monitor
 from rl4rec.trainers.prompt_trainer import PromptTrainer
@@ -100,7 +100,10 @@ class ActorCritic(nn.Module):
 
 
 class PPOTrainer(PromptTrainer):
-    """Proximal policy optimisation of a slate policy. Arguments as of `PromptTrainer`."""
+    """Proximal policy optimisation of a slate policy.
+
+    Arguments as of `PromptTrainer`, and `own_reward`, the function behind `reward_type: custom`.
+    """
 
     name, unit = "ppo", "slates"
 
@@ -113,8 +116,10 @@ class PPOTrainer(PromptTrainer):
         checkpoints: Path,
         *,
         leave_out: LeaveOutEmbeddings | None = None,
+        own_reward: GainsFunction | None = None,
     ) -> None:
         self.params = rl.ppo
+        self.reward = make_reward(rl, data, own_reward)
         accelerator = Accelerator(gradient_accumulation_steps=rl.ppo.gradient_accumulation_steps)
         self.reference = frozen_copy(policy).to(accelerator.device)
         super().__init__(policy, data, rl, rl.ppo, monitor, checkpoints, leave_out=leave_out, accelerator=accelerator)
@@ -173,13 +178,12 @@ class PPOTrainer(PromptTrainer):
         ).log_probs
         values = self.value_head(states).unsqueeze(1)
 
-        weights = (self.rl.mixed.ndcg, self.rl.mixed.hit, self.rl.mixed.mrr)
-        gains = slate_gains(slates, targets.unsqueeze(1), reward_type=self.rl.reward_type, weights=weights)  # (b, g, k)
-        live = live_slots(gains)
+        gains = self.reward(slates, targets.unsqueeze(1))  # (b, g, k)
+        live = live_slots(gains) if self.reward.ends_at_hit else torch.ones_like(gains, dtype=torch.bool)
         rewards = gains
         stats = {
             "reward": gains.sum(-1).mean().item(),
-            "hit_share": (gains > 0).any(-1).double().mean().item(),
+            "hit_share": (slates == targets.view(-1, 1, 1)).any(-1).double().mean().item(),
             "no_signal_share": (gains == 0).all(-1).double().mean().item(),
         }
         if measure_kl or params.kl_coef > 0:

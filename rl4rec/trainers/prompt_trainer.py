@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from rl4rec.data.prepared import PreparedData
 from rl4rec.leave_out import LeaveOutEmbeddings
-from rl4rec.params import ContinuedParams, PPOParams, RLParams
+from rl4rec.params import PPOParams, RLParams, UpdateParams
 from rl4rec.policy import SlatePolicy
+from rl4rec.progress import Progress
 from rl4rec.support import Histories
 from rl4rec.trainers import training_state
 from rl4rec.trainers.checkpoints import latest_checkpoint, seal
@@ -59,7 +58,7 @@ class PromptTrainer(ABC):
         policy: SlatePolicy,
         data: PreparedData,
         rl: RLParams,
-        section: PPOParams | ContinuedParams,
+        section: UpdateParams,
         monitor: Monitor,
         checkpoints: Path,
         *,
@@ -121,16 +120,23 @@ class PromptTrainer(ABC):
         step, monitor = self._resume(digest), self._monitor
         if step == 0:
             monitor.validate(self.policy, step=0, samples=0, candidate=False)
+        with Progress(self.name, total=self.total_steps, initial=step, unit="step") as progress:
+            step = self._run_steps(step, progress)
+        monitor.finish(step=step, samples=step * self.samples_per_step)
+        self.accelerator.wait_for_everyone()  # nobody may still be writing when the caller cleans up
+
+    def _run_steps(self, step: int, progress: Progress) -> int:
+        """All steps from number `step` on; the number after the last."""
+        monitor = self._monitor
         window: dict[str, list[float]] = defaultdict(list)
         logged_at, logged_step = monitor.seconds, step
-        bar = tqdm(total=self.total_steps, initial=step, desc=self.name, unit="step", disable=not sys.stderr.isatty())
         while step < self.total_steps:
             logged = (step + 1) % self.rl.logging_steps == 0
             for name, value in self._mean_over_processes(self.train_step(step, logged=logged)).items():
                 window[name].append(value)
             self.scheduler.step()
             step += 1
-            bar.update()
+            progress.update()
             samples = step * self.samples_per_step
             if logged or step == self.total_steps:
                 row = {f"train/{name}": sum(values) / len(values) for name, values in window.items()}
@@ -144,9 +150,7 @@ class PromptTrainer(ABC):
             if step % self.rl.eval_every == 0 or step == self.total_steps:
                 monitor.validate(self.policy, step=step, samples=samples)
                 self._save(step)
-        bar.close()
-        monitor.finish(step=step, samples=step * self.samples_per_step)
-        self.accelerator.wait_for_everyone()  # nobody may still be writing when the caller cleans up
+        return step
 
     def _mean_over_processes(self, stats: dict[str, float]) -> dict[str, float]:
         if self.accelerator.num_processes == 1:

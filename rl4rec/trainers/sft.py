@@ -7,7 +7,6 @@ token of the vocabulary in float32; ours scores the items only, in chunks, with 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,6 +39,7 @@ def train_sft(
     *,
     checkpoints: Path,
     digest: str,
+    name: str = "sft",
 ) -> None:
     """Train `policy` in place; the best one by validation is in the monitor's folder.
 
@@ -51,11 +51,15 @@ def train_sft(
         monitor: takes log rows and validations.
         checkpoints: folder for resuming an interrupted run, removed by the caller after success.
         digest: identifies the run; only its own checkpoints are resumed.
+        name: of the training, for its progress.
     """
     sequences = data.train_sequences(latest=params.feedback == "latest")
     cut = windows(sequences, policy.config.max_history + 1)
     if not cut:
-        raise UserError("no user has two training items (the last two of each are held out): there is nothing to learn")
+        raise UserError(
+            "no user has two training items (the last two of each are held out): there is nothing to learn. "
+            "Bring more data"
+        )
     dataset = Dataset.from_dict({"input_ids": cut})
     resume = latest_checkpoint(checkpoints, digest)
     arguments = sft_arguments(params, checkpoints, steps_per_epoch=-(-len(dataset) // _sequences_per_step(params)))
@@ -85,6 +89,7 @@ def train_sft(
             rename=trainer.rename,
             every=int(arguments.save_steps),
             samples_per_step=_sequences_per_step(params),
+            name=name,
         )
     )
     if resume is not None:
@@ -179,7 +184,7 @@ def sft_arguments(params: SFTParams, folder: Path, *, steps_per_epoch: int) -> S
         save_steps=every,
         eval_strategy="no",
         report_to="none",
-        disable_tqdm=not sys.stderr.isatty(),
+        disable_tqdm=True,  # MonitorCallback has the progress
         seed=params.seed,
         data_seed=params.seed,
         bf16=False,

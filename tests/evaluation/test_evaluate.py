@@ -71,6 +71,24 @@ def test_full_ranking_worked_by_hand() -> None:
     assert result.metrics["test"]["full_unmasked"]["ndcg@2"] == pytest.approx((1 + 1 / math.log2(3)) / 3, abs=1e-8)
 
 
+def test_slates_are_the_top_of_the_masked_test_ranking() -> None:
+    # Items score 5..0; test histories {0,1,2}, {3,2,1}, {4,0,5}: the first two unseen ones each.
+    slates = evaluate("hand", hand_scorer, HAND, HAND_PARAMS).slates
+    assert slates is not None
+    assert slates.schema == {"user_row": pl.Int32, "items": pl.List(pl.Int32)}
+    assert slates["user_row"].to_list() == [0, 1, 2]
+    assert slates["items"].to_list() == [[3, 4], [0, 4], [1, 2]]
+
+
+def test_slates_hold_no_more_than_ten_and_nothing_that_is_never_shown() -> None:
+    # 14 items, k up to 12: user 0 has seen 3 (11 unseen, of which 10 are kept), user 1 nine of them (5 left).
+    data = prepared([[0, 1, 2, 3], [*range(9), 9]], num_items=14)
+    params = EvaluateParams(ks=(1, 12), negatives=11)
+    slates = evaluate("x", lambda h: torch.arange(14.0, 0, -1).repeat(len(h), 1), data, params).slates
+    assert slates is not None
+    assert slates["items"].to_list() == [[*range(3, 13)], [9, 10, 11, 12, 13]]
+
+
 def test_coverage_and_popularity_worked_by_hand() -> None:
     # Training parts 0 1 | 3 2 | 4 0: counts 2 1 1 1 1 0, percentiles 11/12, then 3/6 four times, then 1/12.
     # Masked top-2 on valid: user 0 has {0,1} -> 2,3; user 1 {3,2} -> 0,1; user 2 {4,0} -> 1,2. Shown 0 1 1 2 2 3.

@@ -61,14 +61,25 @@ def test_evaluate_then_compare(workspace: Path) -> None:
 
     for policy in ("sft", "sft_continued", "ppo", "grpo"):
         shutil.copy(workspace / "metrics" / "popularity.json", workspace / "metrics" / f"{policy}.json")
-        shutil.copy(workspace / "ranks" / "popularity.parquet", workspace / "ranks" / f"{policy}.parquet")
+        for kind in ("ranks", "slates"):
+            shutil.copy(workspace / kind / "popularity.parquet", workspace / kind / f"{policy}.parquet")
     done = run_script(workspace, "compare.py")
     assert done.returncode == 0, done.stderr
     assert "GRPO - SFT" in done.stdout and "comparison.html" in done.stdout
     comparison = json.loads((workspace / "metrics" / "comparison.json").read_text())
     assert comparison["grpo_vs_sft"]["test.full.ndcg@10"] == {"delta": 0.0, "relative": 0.0, "ci95": [0.0, 0.0]}
     assert "oracle" in comparison["policies"]
-    assert (workspace / "reports" / "comparison.md").exists()
+    markdown = (workspace / "reports" / "comparison.md").read_text()
+    assert "Examples: slates before and after RL" in markdown and "Drawn at random" in markdown
+
+    (workspace / "slates" / "grpo.parquet").unlink()
+    before = (workspace / "metrics" / "comparison.json").read_bytes()
+    done = run_script(workspace, "compare.py")
+    assert done.returncode == 0, done.stderr
+    markdown = (workspace / "reports" / "comparison.md").read_text()
+    assert "No examples: no `slates/grpo.parquet`. Run `dvc repro evaluate@grpo`." in markdown
+    assert "Examples: slates" not in markdown
+    assert (workspace / "metrics" / "comparison.json").read_bytes() == before
 
 
 def test_evaluate_refuses_a_missing_policy(workspace: Path) -> None:

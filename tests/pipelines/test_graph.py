@@ -3,104 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pytest
 import yaml
 
 from rl4rec.params import load_params
-from rl4rec.workspace import make_workspace
-
-ROOT = Path(__file__).parents[2]
-POLICIES = ("popularity", "sft", "sft_continued", "ppo", "grpo")
-STAGES = {
-    "prepare",
-    "champion",
-    "sft",
-    "crossfit",
-    "sft_continued",
-    "rl@ppo",
-    "rl@grpo",
-    *(f"evaluate@{policy}" for policy in POLICIES),
-    "compare",
-}
-TINY: dict[str, Any] = {
-    "data": {"source": "simulated", "simulated": {"users": 80, "items": 40, "tastes": 2}, "k_core": 1},
-    "policy": {"n_embd": 8, "max_history": 8},
-    "sft": {"num_epochs": 2, "batch_size": 16, "eval_every_epochs": 1, "logging_steps": 1},
-    "rl": {
-        "k": 5,
-        "candidates": {"negatives": 10},
-        "num_slates": 128,
-        "eval_every": 2,
-        "logging_steps": 1,
-        "ppo": {"batch_size": 16, "mini_batch_size": 8},
-        "grpo": {"batch_size": 8, "num_sample_generations": 4},
-    },
-    "evaluate": {"ks": [5, 10], "negatives": 20},
-    "compare": {"bootstrap_samples": 100},
-}
+from tests.docs.markdown import glossary, in_general
+from tests.graph import POLICIES, ROOT, STAGES, finished_graph, make_project, run, stages_run
 
 pytestmark = pytest.mark.slow
-
-
-def run(folder: Path, *command: str) -> str:
-    environment = {
-        key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "RL4REC_"))
-    }
-    environment |= {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DVC_NO_ANALYTICS": "1",
-        "GIT_AUTHOR_NAME": "test",
-        "GIT_AUTHOR_EMAIL": "test@example.com",
-        "GIT_COMMITTER_NAME": "test",
-        "GIT_COMMITTER_EMAIL": "test@example.com",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-    }
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, f"{command}:\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}"
-    return result.stdout
-
-
-def stages_run(output: str) -> set[str]:
-    return set(re.findall(r"Running stage '([^']+)'", output)) - {"fingerprint"}
-
-
-def make_project(folder: Path, settings: dict[str, Any]) -> Path:
-    """A git and DVC project with a copy of the code."""
-    overrides = folder.parent / "overrides.yaml"
-    overrides.write_text(yaml.safe_dump(settings))
-    make_workspace(ROOT, folder, overrides)
-    for name in ("pipelines", "rl4rec"):
-        (folder / name).unlink()
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore"):
-        (folder / name).unlink(missing_ok=True)
-        shutil.copy(ROOT / name, folder / name)
-    run(folder, "git", "init", "--quiet")
-    run(folder, "git", "add", ".")
-    run(folder, "git", "commit", "--quiet", "-m", "start")
-    return folder
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project after its first `dvc repro`, committed."""
-    folder = make_project(tmp_path_factory.mktemp("graph") / "project", TINY)
-    assert stages_run(run(folder, "dvc", "repro")) == STAGES
-    run(folder, "git", "add", ".")
-    run(folder, "git", "commit", "--quiet", "-m", "results")
-    return folder
+    folder = finished_graph(tmp_path_factory)
+    assert stages_run((folder / "output.txt").read_text()) == STAGES
+    return folder / "project"
+
+
+def test_every_logged_metric_is_in_the_glossary(project: Path) -> None:
+    logged = set()
+    for log in (project / "logs").glob("*.jsonl"):
+        logged |= {in_general(key) for line in log.read_text().splitlines() for key in json.loads(line)}
+    assert "train/reward" in logged and "train/prompts_per_second" in logged
+    assert logged - {"summary"} <= glossary()
 
 
 def test_every_output_is_there(project: Path) -> None:
@@ -109,6 +39,7 @@ def test_every_output_is_there(project: Path) -> None:
         assert 0 <= metrics["test"]["full"]["ndcg@5"] <= 1
         assert 0 <= metrics["valid"]["sampled20"]["ndcg@10"] <= 1
         assert (project / "ranks" / f"{policy}.parquet").is_file()
+        assert (project / "slates" / f"{policy}.parquet").is_file()
     comparison = json.loads((project / "metrics" / "comparison.json").read_text())
     low, high = comparison["grpo_vs_sft"]["test.sampled20.ndcg@5"]["ci95"]
     assert low <= high
@@ -132,7 +63,9 @@ def test_the_comparison_is_shown(project: Path) -> None:
 def test_what_git_sees(project: Path) -> None:
     tracked = run(project, "git", "ls-files").splitlines()
     assert {"dvc.lock", "data/raw.json", "metrics/comparison.json", "metrics/popularity.json"} <= set(tracked)
-    assert not [path for path in tracked if path.startswith(("models/", "logs/", "ranks/", "reports/", "mlruns/"))]
+    assert not [
+        path for path in tracked if path.startswith(("models/", "logs/", "ranks/", "slates/", "reports/", "mlruns/"))
+    ]
     assert run(project, "git", "status", "--porcelain") == ""
 
 
@@ -211,6 +144,16 @@ def test_a_setting_changes_only_the_stages_that_read_it(project: Path, key: str,
         assert set(json.loads(run(project, "dvc", "status", "--json"))) - {"fingerprint"} == stages
     finally:
         (project / "params.yaml").write_text(params)
+
+
+def test_ones_own_reward_changes_rl_only(project: Path) -> None:
+    reward = project / "pipelines/reward.py"
+    text = reward.read_text()
+    try:
+        reward.write_text(text + "# changed\n")
+        assert set(json.loads(run(project, "dvc", "status", "--json"))) - {"fingerprint"} == {"rl@ppo", "rl@grpo"}
+    finally:
+        reward.write_text(text)
 
 
 def test_an_experiment_reruns_only_what_it_changes(project: Path) -> None:

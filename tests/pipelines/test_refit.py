@@ -12,7 +12,7 @@ import yaml
 
 from rl4rec.data.prepared import load_prepared
 from rl4rec.workspace import merge_settings
-from tests.pipelines.test_graph import ROOT, TINY, make_project, run
+from tests.graph import ROOT, TINY, make_project, run
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from rl4rec.data.sources.simulated import simulate
 from rl4rec.params import SimulatedShop, load_params
-from tests.pipelines.test_graph import ROOT, STAGES, make_project, run, stages_run
+from tests.graph import ROOT, STAGES, make_project, run, stages_run
 from tests.servers import mlflow_server
 
 pytestmark = pytest.mark.slow

@@ -25,7 +25,7 @@ from rl4rec.data.prepare import prepare
 from rl4rec.data.prepared import load_prepared
 from rl4rec.drift import measure_drift, read_evaluated, read_served
 from rl4rec.errors import UserError
-from rl4rec.evaluation.files import load_evaluation
+from rl4rec.evaluation.files import load_evaluation, load_slates
 from rl4rec.leave_out import LeaveOutEmbeddings, load_leave_out
 from rl4rec.params import Columns, CompareParams, DataParams, MonitorParams, load_params
 from rl4rec.recommender import Recommender, load_recommender
@@ -34,7 +34,7 @@ from rl4rec.report.claims import claims
 from rl4rec.report.logs import load_log
 from rl4rec.saved_policy import load_policy
 from rl4rec.workspace import make_workspace as make_pipeline_workspace
-from tests.reliability.workspace import SETTINGS
+from tests.reliability.workspace import NUM_ITEMS, SETTINGS
 
 ROOT = Path(__file__).parents[2]
 _LONGEST = 4000  # characters of a message that a person will read
@@ -197,6 +197,11 @@ def _compare(folder: Path) -> object:
     return compare_policies(evaluations, params, k=3)
 
 
+def _slates(folder: Path) -> object:
+    users = load_evaluation(folder / "metrics" / "ppo.json", folder / "ranks" / "ppo.parquet").ranks["user_row"]
+    return load_slates(folder / "slates" / "ppo.parquet", users=users, num_items=NUM_ITEMS)
+
+
 def _log(folder: Path) -> object:
     log = load_log(folder / "logs" / "ppo.jsonl")
     assert log is not None
@@ -245,6 +250,7 @@ TARGETS: Mapping[str, Target] = {
     "evaluated": Target("metrics/sft.json", _own("metrics/sft.json"), _monitor),
     "metrics": Target("metrics/ppo.json", _own("metrics/ppo.json"), _compare),
     "ranks": Target("ranks/ppo.parquet", _own("ranks/ppo.parquet"), _compare),
+    "slates": Target("slates/ppo.parquet", _own("slates/ppo.parquet"), _slates),
     "log": Target("logs/ppo.jsonl", _own("logs/ppo.jsonl"), _log),
     "raw": Target("data/raw.json", _own("data/raw.json"), _fingerprint),
     "digests": Target("data/.digests.json", _given('{"x": {"seen": [1, 2], "sha256": "a"}}'), _fingerprint),

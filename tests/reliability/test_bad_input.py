@@ -97,6 +97,7 @@ UNREADABLE = [
     (("evaluate", "sft"), "models/sft/model.safetensors"),
     (("compare",), "metrics/ppo.json"),
     (("compare",), "ranks/ppo.parquet"),
+    (("compare",), "slates/ppo.parquet"),
     (("compare",), "logs/ppo.jsonl"),
     ((*RECOMMEND, "--k", "3"), "users.jsonl"),
     (("rl4rec", "monitor", "--served", "served.parquet", "--policy", "sft"), "served.parquet"),

@@ -20,7 +20,7 @@ from rl4rec.params import Columns
 from rl4rec.policy import SlatePolicy
 from rl4rec.saved_policy import load_policy
 from rl4rec.trainers.monitor import save_policy
-from tests.pipelines.test_graph import TINY, make_project
+from tests.graph import TINY, make_project
 
 SLOW_PREPARE = """
 import time

@@ -54,7 +54,8 @@ def make_workspace(folder: Path) -> Path:
     found = evaluate("popularity", popularity_scorer(data), data, params.evaluate)
     for name in POLICIES:
         found.metrics["policy"] = name
-        save_evaluation(found, folder / "metrics" / f"{name}.json", folder / "ranks" / f"{name}.parquet")
+        tables = (folder / kind / f"{name}.parquet" for kind in ("ranks", "slates"))
+        save_evaluation(found, folder / "metrics" / f"{name}.json", *tables)
         log = [{"step": step, "samples": 8 * step, "seconds": step, "train/reward": 0.1} for step in range(6)]
         (folder / "logs" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
     comparison = compare_policies(dict.fromkeys(POLICIES, found), params.compare, k=params.rl.k)

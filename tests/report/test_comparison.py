@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from rl4rec.errors import UserError
-from rl4rec.evaluation.files import load_evaluation, save_evaluation
+from rl4rec.evaluation.files import load_evaluation, load_slates, save_evaluation
 from rl4rec.evaluation.protocols import Evaluation
 from rl4rec.params import CompareParams
 from rl4rec.report import compare_policies, comparison_table
@@ -164,6 +164,20 @@ def test_saved_evaluations_come_back_and_are_stable(tmp_path: Path) -> None:
     save_evaluation(back, metrics, ranks)
     assert metrics.read_bytes() == first
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["sft.json", "sft.parquet"]
+
+
+def test_saved_slates_come_back(tmp_path: Path) -> None:
+    slates = pl.DataFrame(
+        {"user_row": [0, 1], "items": [[3, 1], []]}, schema={"user_row": pl.Int32, "items": pl.List(pl.Int32)}
+    )
+    given = Evaluation(four()["sft"].metrics, four()["sft"].ranks, slates)
+    paths = [
+        tmp_path / kind / f"sft.{end}" for kind, end in (("m", "json"), ("ranks", "parquet"), ("slates", "parquet"))
+    ]
+    save_evaluation(given, *paths)
+    assert load_slates(paths[2], users=slates["user_row"], num_items=4).equals(slates)
+    assert load_evaluation(*paths[:2]).slates is None
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_missing_and_damaged_files_say_what_to_run(tmp_path: Path) -> None:

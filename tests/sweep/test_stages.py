@@ -14,7 +14,7 @@ from rl4rec.params import load_params, load_settings
 from rl4rec.sweep.settings import SweepParams
 from rl4rec.sweep.study import run_sweep
 from rl4rec.workspace import make_workspace, merge_settings
-from tests.pipelines.test_graph import ROOT, TINY
+from tests.graph import ROOT, TINY
 
 pytestmark = pytest.mark.slow
 

@@ -106,7 +106,7 @@ def read_beauty(files: list[Path]) -> pl.DataFrame:
         row = int(times.is_null().arg_true()[0])
         raise UserError(
             f"{path}, line {table[LINE][row]}: expected user,item,rating,timestamp with a whole number of seconds, "
-            f"got the timestamp {shown(table['timestamp'][row])}."
+            f"got the timestamp {shown(table['timestamp'][row])}. Mend or remove that line."
         )
     check_ids(path, table, table[LINE])
     return table.select("user", "item", times.alias("time"))
@@ -115,7 +115,9 @@ def read_beauty(files: list[Path]) -> pl.DataFrame:
 def _find_in(place: Path, named_by: str) -> list[Path]:
     if place.is_file():
         if place.name.removesuffix(".gz").rsplit(".", 1)[-1] not in ("json", "csv", "txt"):
-            raise UserError(f"{named_by}: {place} is none of {', '.join(LAYOUTS)}.")
+            raise UserError(
+                f"{named_by}: {place} is none of {', '.join(LAYOUTS)}. Name one of them, or the folder that holds it."
+            )
         return _with_names(place)
     if not place.is_dir():
         raise UserError(f"{named_by}: no such file or folder: {place}. It should hold one of {', '.join(LAYOUTS)}.")

@@ -42,7 +42,9 @@ def read_bytes(path: Path) -> bytes:
             "`gzip -t` tells whether a copy is whole."
         ) from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}). See that the file is there and may be read."
+        ) from None
     if not data.removeprefix(_BOM).strip():
         raise UserError(f"{path}: the file is empty. Expected one record a line.")
     return data
@@ -57,7 +59,9 @@ def check_file(path: Path) -> None:
     try:
         other = path.exists() and not path.is_file()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}). See that the file is there and may be read."
+        ) from None
     if other:
         raise UserError(f"{path}: not a file{', but a folder' if path.is_dir() else ''}. Name the file itself.")
 
@@ -116,7 +120,9 @@ def read_delimited(path: Path, *, separator: str, columns: Sequence[str] | None,
         frame = table.select(LINE, *use, every.alias(_BLANK)).collect(engine="streaming")
         frame = frame.filter(~pl.col(_BLANK)).drop(_BLANK)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}). See that the file is there and may be read."
+        ) from None
     except pl.exceptions.PolarsError as error:
         _blame_delimited(path, separator, columns, error)
     if frame.is_empty():
@@ -137,7 +143,10 @@ def check_complete(path: Path, frame: pl.DataFrame, columns: Sequence[str]) -> N
             continue
         empty = pl.col(column).is_null() | (pl.col(column) == "") if text else pl.col(column).is_null()
         line = frame.filter(empty)[LINE][0]
-        raise UserError(f"{path}, line {line}: '{column}' is missing. Every record needs {', '.join(columns)}.")
+        raise UserError(
+            f"{path}, line {line}: '{column}' is missing. Every record needs {', '.join(columns)}. "
+            "Mend or remove that line."
+        )
 
 
 def check_ids(path: Path, frame: pl.DataFrame, lines: pl.Series | None = None) -> None:
@@ -159,7 +168,7 @@ def check_ids(path: Path, frame: pl.DataFrame, lines: pl.Series | None = None) -
         row = int((long | null).arg_true()[0])
         problem = "holds a null byte: the file is damaged" if null[row] else f"is longer than {_LONGEST_ID} bytes"
         line = row + 1 if lines is None else lines[row]
-        raise UserError(f"{path}, line {line}: the {column} {shown(ids[row])} {problem}.")
+        raise UserError(f"{path}, line {line}: the {column} {shown(ids[row])} {problem}. Mend or remove that line.")
 
 
 def _delimited_source(path: Path) -> Path | io.BytesIO:
@@ -179,7 +188,7 @@ def _header(path: Path, separator: str) -> list[str]:
     row = pl.read_csv(io.BytesIO(first.encode()), separator=separator, has_header=False, infer_schema=False)
     names = [str(name) for name in row.row(0)]
     if len(set(names)) < len(names):
-        raise UserError(f"{path}, line 1: a column name is given twice: {listed(names)}.")
+        raise UserError(f"{path}, line 1: a column name is given twice: {listed(names)}. Rename one of them.")
     return names
 
 
@@ -191,7 +200,10 @@ def _first_line(path: Path) -> str:
     except UnicodeDecodeError:
         raise UserError(f"{path}, line 1: not UTF-8 text. Convert the file to UTF-8.") from None
     if not text.strip():
-        raise UserError(f"{path}, line 1: expected the names of the columns, got an empty line.")
+        raise UserError(
+            f"{path}, line 1: expected the names of the columns, got an empty line. "
+            "Remove that line, or write the names there."
+        )
     return text
 
 
@@ -202,14 +214,17 @@ def _blame_delimited(path: Path, separator: str, columns: Sequence[str] | None, 
         fields = line.count(separator) + 1
         if line.strip() and '"' not in line and fields != width:
             wanted = f" ({', '.join(columns)})" if columns is not None else ""
-            raise UserError(f"{path}, line {number}: expected {width} fields{wanted}, got {fields}: {shown(line)}.")
+            raise UserError(
+                f"{path}, line {number}: expected {width} fields{wanted}, got {fields}: {shown(line)}. "
+                "Mend or remove that line."
+            )
     for number, line in enumerate(lines, start=1):
         if line.count('"') % 2:
             raise UserError(
                 f"{path}, line {number}: a quote that is not closed, or not doubled inside of a quoted field: "
                 f"{shown(line)}."
             )
-    raise UserError(f"{path}: not a readable table ({error}).")
+    raise UserError(f"{path}: not a readable table ({error}). Export it again, or as parquet.")
 
 
 def read_json_lines(path: Path, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
@@ -223,7 +238,7 @@ def read_json_lines(path: Path, schema: Mapping[str, pl.DataType]) -> pl.DataFra
         frame = pl.read_ndjson(io.BytesIO(data), schema=dict(schema)).select(*schema)
     except pl.exceptions.PolarsError as error:
         _blame_json(path, schema)
-        raise UserError(f"{path}: not readable as JSON lines ({error}).") from None
+        raise UserError(f"{path}: not readable as JSON lines ({error}). Expected one JSON object a line.") from None
     if any(frame[name].null_count() for name in schema) or _converted(frame):
         _blame_json(path, schema)
     return frame.insert_column(0, _line_numbers(data, len(frame)))
@@ -255,12 +270,23 @@ def _blame_json(path: Path, schema: Mapping[str, pl.DataType]) -> None:
         except ValueError as error:
             raise UserError(f"{path}, line {number}: not a JSON object ({error}). Expected one a line.") from None
         if not isinstance(record, dict):
-            raise UserError(f"{path}, line {number}: expected a JSON object, got {shown(line)}.")
+            raise UserError(
+                f"{path}, line {number}: expected a JSON object, got {shown(line)}. Mend or remove that line."
+            )
         for name, wanted in schema.items():
             kinds, words = _TYPES[wanted]
             if record.get(name) is None:
-                raise UserError(f"{path}, line {number}: no '{name}'. Keys here: {listed(record)}.")
+                raise UserError(
+                    f"{path}, line {number}: no '{name}'. Keys here: {listed(record)}. "
+                    "Add it, or name yours under data.columns."
+                )
             if not isinstance(record[name], kinds) or isinstance(record[name], bool):
-                raise UserError(f"{path}, line {number}: '{name}' must be {words}, got {shown(record[name])}.")
+                raise UserError(
+                    f"{path}, line {number}: '{name}' must be {words}, got {shown(record[name])}. "
+                    "Mend or remove that line."
+                )
             if isinstance(record[name], int) and not -(2**63) <= record[name] < 2**63:
-                raise UserError(f"{path}, line {number}: '{name}' does not fit 64 bits: {shown(record[name])}.")
+                raise UserError(
+                    f"{path}, line {number}: '{name}' does not fit 64 bits: {shown(record[name])}. "
+                    "Mend or remove that line."
+                )

@@ -35,7 +35,10 @@ def read_interactions(path: Path, columns: Columns) -> pl.DataFrame:
     """
     names = [columns.user, columns.item, columns.timestamp]
     if len(set(names)) < 3:
-        raise UserError(f"data.columns: user, item and timestamp must be three columns, got {', '.join(names)}.")
+        raise UserError(
+            f"data.columns: user, item and timestamp must be three columns, got {', '.join(names)}. "
+            "Change them in params.yaml."
+        )
     match path.name.removesuffix(".gz").rsplit(".", 1)[-1]:
         case "csv":
             table = read_delimited(path, separator=",", columns=None, use=names)
@@ -59,7 +62,7 @@ def read_interactions(path: Path, columns: Columns) -> pl.DataFrame:
 def _read_parquet(path: Path, names: list[str]) -> pl.DataFrame:
     table = read_parquet(path, names, named_by=" Name yours under data.columns in params.yaml.")
     if table.is_empty():
-        raise UserError(f"{path}: no records.")
+        raise UserError(f"{path}: no records. Expected one interaction a row.")
     table = table.with_row_index(LINE, offset=1)
     check_complete(path, table, names)
     return table
@@ -87,7 +90,10 @@ def _json_schema(path: Path, names: list[str]) -> dict[str, pl.DataType]:
 
 def _identifiers(path: Path, column: pl.Series) -> pl.Series:
     if column.dtype != pl.String and not column.dtype.is_integer() and column.dtype not in (pl.Categorical, pl.Enum):
-        raise UserError(f"{path}: column '{column.name}' holds {column.dtype}. Ids must be text or whole numbers.")
+        raise UserError(
+            f"{path}: column '{column.name}' holds {column.dtype}. Ids must be text or whole numbers. "
+            "Convert the column."
+        )
     return column.cast(pl.String)
 
 
@@ -100,24 +106,35 @@ def _times(path: Path, table: pl.DataFrame) -> pl.Series:
         if bad.any():
             row = int(bad.arg_true()[0])
             like = "" if row == 0 else f" like the first, {shown(first)}"
-            raise UserError(f"{path}, line {lines[row]}: '{column.name}' is not {kind}{like}: {shown(column[row])}.")
+            raise UserError(
+                f"{path}, line {lines[row]}: '{column.name}' is not {kind}{like}: {shown(column[row])}. "
+                "Mend or remove that line."
+            )
         column = parsed
     if column.dtype.is_integer():
         whole = column.cast(pl.Int64, strict=False)
         lost = whole.is_null() & column.is_not_null()
         if lost.any():
             row = int(lost.arg_true()[0])
-            raise UserError(f"{path}, line {lines[row]}: '{column.name}' does not fit 64 bits: {column[row]}.")
+            raise UserError(
+                f"{path}, line {lines[row]}: '{column.name}' does not fit 64 bits: {column[row]}. "
+                "Mend or remove that line."
+            )
         return whole
     if column.dtype.is_float():
         bad = ~column.is_finite()
         if bad.any():
             row = int(bad.arg_true()[0])
-            raise UserError(f"{path}, line {lines[row]}: '{column.name}' is not a number: {column[row]}.")
+            raise UserError(
+                f"{path}, line {lines[row]}: '{column.name}' is not a number: {column[row]}. Mend or remove that line."
+            )
         return column.cast(pl.Float64)
     if column.dtype in (pl.Date, pl.Datetime):
         return column.to_physical().cast(pl.Int64)
-    raise UserError(f"{path}: column '{column.name}' holds {column.dtype}. Times must be numbers, dates or ISO text.")
+    raise UserError(
+        f"{path}: column '{column.name}' holds {column.dtype}. Times must be numbers, dates or ISO text. "
+        "Convert the column."
+    )
 
 
 def _parse_times(column: pl.Series, first: str) -> tuple[str, pl.Series]:

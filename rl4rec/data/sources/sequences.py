@@ -54,19 +54,31 @@ def _rename(events: pl.DataFrame, path: Path, item_names: Path) -> pl.DataFrame:
     try:
         names = parse_json(read_text(item_names))
     except ValueError as error:
-        raise UserError(f"{item_names}: not JSON ({error}).") from None
+        raise UserError(
+            f"{item_names}: not JSON ({error}). "
+            "Replace it with the published file, or remove it to keep the numbers of the items."
+        ) from None
     if not isinstance(names, dict) or not all(isinstance(name, str) and name for name in names.values()):
-        raise UserError(f"{item_names}: expected a JSON object of item id: name, both text.")
+        raise UserError(
+            f"{item_names}: expected a JSON object of item id: name, both text. "
+            "Replace it with the published file, or remove it to keep the numbers of the items."
+        )
     if len(set(names.values())) < len(names):
         raise UserError(f"{item_names}: two item ids have the same name. Names must be unique.")
     try:
         schema = {"item": pl.String, "name": pl.String}
         table = pl.DataFrame({"item": list(names), "name": list(names.values())}, schema=schema)
     except UnicodeEncodeError:
-        raise UserError(f"{item_names}: half a surrogate pair (\\ud800 to \\udfff) is no character.") from None
+        raise UserError(
+            f"{item_names}: half a surrogate pair (\\ud800 to \\udfff) is no character. "
+            "Replace it with the published file."
+        ) from None
     check_ids(item_names, table.select(user="item", item="name"))
     renamed = events.join(table, on="item", how="left", maintain_order="left")
     lost = renamed.filter(pl.col("name").is_null())
     if len(lost):
-        raise UserError(f"{path}, line {lost['line'][0]}: item {shown(lost['item'][0])} is not in {item_names.name}.")
+        raise UserError(
+            f"{path}, line {lost['line'][0]}: item {shown(lost['item'][0])} is not in {item_names.name}. "
+            "Add it there, or remove that file to keep the numbers of the items."
+        )
     return renamed.select("user", pl.col("name").alias("item"), "time")

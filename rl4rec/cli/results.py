@@ -1,0 +1,103 @@
+"""Commands about experiments and their results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rl4rec.cli.app import RESULTS, Root, app, epilog
+from rl4rec.errors import UserError
+from rl4rec.params import load_settings
+
+
+@app.command(rich_help_panel=RESULTS, epilog=epilog("rl4rec show-comparison --root .demo"))
+def show_comparison(root: Root = Path()) -> None:
+    """Print the comparison of the last `dvc repro`.
+
+    Says too where the report and the MLflow UI are.
+
+    Needs metrics/comparison.json. Writes nothing.
+    """
+    from rich.console import Console
+
+    from rl4rec.json_files import read_json
+    from rl4rec.report import comparison_table
+
+    file = root / "metrics" / "comparison.json"
+    again = f"Run `dvc repro compare` in {root.resolve()}."
+    comparison = read_json(file, then=again)
+    try:
+        table = comparison_table(comparison)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise UserError(f"{file}: not a comparison ({error!r}). {again}") from None
+    console = Console()
+    console.print(table)
+    folder = "" if root == Path() else f" DIR={root}"
+    report = (root / "reports" / "comparison.html").resolve()
+    console.print(
+        f"Report:     {report}\nMLflow UI:  make ui{folder}   then open http://127.0.0.1:5000", soft_wrap=True
+    )
+
+
+@app.command(rich_help_panel=RESULTS, epilog=epilog("rl4rec charts >> $GITHUB_STEP_SUMMARY"))
+def charts(root: Root = Path()) -> None:
+    """Print the results as Mermaid charts, for a CI job's page.
+
+    Needs metrics/comparison.json; the curves need logs/*.jsonl. Writes nothing.
+    """
+    from rl4rec.summary import charts as draw
+
+    typer.echo(draw(root))
+
+
+@app.command(rich_help_panel=RESULTS, epilog=epilog("rl4rec sweep --settings sweep.yaml"))
+def sweep(
+    settings: Annotated[Path, typer.Option(help="Which stage, over which settings.")] = Path("sweep.yaml"),
+    root: Root = Path(),
+) -> None:
+    """Search settings of one stage, with Optuna.
+
+    Trials are judged by validation. Run again, it goes on where it stopped.
+
+    Needs the results of the stages before the one that is searched. Writes .sweep/trials.json and .sweep/best.yaml.
+    """
+    from rich.console import Console
+
+    from rl4rec.sweep.results import advice, sweep_table
+    from rl4rec.sweep.settings import SweepParams
+    from rl4rec.sweep.study import FOLDER, run_sweep
+
+    sweep_params = load_settings(settings, SweepParams)
+    rows = run_sweep(root.resolve(), sweep_params, settings)
+    console = Console()
+    console.print(sweep_table(rows, sweep_params))
+    console.print(advice(rows, root / FOLDER), soft_wrap=True, highlight=False)
+
+
+@app.command(rich_help_panel=RESULTS, epilog=epilog("rl4rec collect-refit .refit"))
+def collect_refit(
+    folder: Annotated[Path, typer.Argument(help="The workspace that ran with `feedback: latest`.")] = Path(".refit"),
+    root: Root = Path(),
+) -> None:
+    """Copy the metrics of a refit to metrics/refit.
+
+    They are marked: their validation targets were trained on.
+
+    Needs a refit (`make refit`). Writes metrics/refit/POLICY.json.
+    """
+    from rl4rec.evaluation.files import write_json
+    from rl4rec.json_files import read_json
+
+    for policy in ("sft", "sft_continued", "ppo", "grpo"):
+        source, target = folder / "metrics" / f"{policy}.json", root / "metrics" / "refit" / f"{policy}.json"
+        found = read_json(source, then="Run `make refit`.")
+        try:
+            found["protocol"]["feedback"] = "latest"  # so the figures of fold `valid` are those of training targets
+            k, n = found["protocol"]["k"][-1], found["protocol"]["negatives"]["n"]
+            full, sampled = (float(found["test"][name][f"ndcg@{k}"]) for name in ("full", f"sampled{n}"))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise UserError(f"{source}: not an evaluation ({error!r}). Run `make refit`.") from None
+        write_json(target, found)
+        typer.echo(f"{target}: test NDCG@{k} full {full:.4f}, sampled {sampled:.4f}")

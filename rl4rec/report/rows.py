@@ -1,0 +1,130 @@
+"""The comparison as rows of the report's tables: numbers as they are printed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rl4rec.params import RLParams
+from rl4rec.report.comparison import PAIRS, interval_key
+from rl4rec.report.table import NAMES, headline_metrics, verdict
+
+_MEANING = {
+    "popularity": "Shows everybody what was taken most in the training data. The baseline.",
+    "sft": "GPT-2-style policy over items, trained to predict the next item. The start of all others.",
+    "sft_continued": "The control: SFT, with GRPO's updates spent on more cross-entropy.",
+    "ppo": "SFT, then PPO with the metric of its slates as the reward.",
+    "grpo": "SFT, then GRPO with the metric of its slates as the reward.",
+    "oracle": "The simulated shop's true next-item distribution: the best that any policy could do.",
+}
+
+
+def policy_meanings(comparison: dict[str, Any]) -> list[tuple[str, str]]:
+    """Name and meaning of each policy that was compared."""
+    return [(NAMES[policy], _MEANING[policy]) for policy in comparison["policies"]]
+
+
+def policy_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """Means and intervals of each policy."""
+    key = interval_key(comparison["bootstrap"]["confidence"])
+    return [
+        {
+            "name": NAMES[policy],
+            "cells": [
+                {"value": f"{row[name]['mean']:.4f}", "interval": f"[{row[name][key][0]:.4f}, {row[name][key][1]:.4f}]"}
+                for name, _ in headline_metrics(comparison)
+            ],
+        }
+        for policy, row in comparison["policies"].items()
+    ]
+
+
+def pair_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """Differences, intervals and verdicts of each pair."""
+    key = interval_key(comparison["bootstrap"]["confidence"])
+    rows = []
+    for first, second in PAIRS:
+        pair = comparison.get(f"{first}_vs_{second}")
+        if pair is None:
+            continue
+        cells = []
+        for name, _ in headline_metrics(comparison):
+            change = pair[name]
+            relative = "" if change["relative"] is None else f" ({change['relative'] * 100:+.1f} %)"
+            lower, upper = change[key]
+            cells.append(
+                {
+                    "value": f"{change['delta']:+.4f}{relative}",
+                    "interval": f"[{lower:+.4f}, {upper:+.4f}]",
+                    "verdict": verdict(change[key]),
+                }
+            )
+        rows.append({"name": f"{NAMES[first]} - {NAMES[second]}", "cells": cells})
+    return rows
+
+
+def beyond_columns(k: int) -> list[str]:
+    """Titles of what `beyond_rows` holds."""
+    return [f"Coverage@{k}", f"Popularity@{k}", f"Popularity percentile@{k}", f"Diversity@{k}"]
+
+
+def beyond_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """Coverage, popularity and diversity of what each policy shows."""
+    k = comparison["k"]
+    return [
+        {
+            "name": NAMES[policy],
+            "cells": [
+                f"{row[f'test.full.coverage@{k}']['mean'] * 100:.1f} %",
+                f"{row[f'test.full.popularity@{k}']['mean']:.1f}",
+                f"{row[f'test.full.popularity_percentile@{k}']['mean'] * 100:.1f} %",
+                f"{diversity['mean']:.4f}" if (diversity := row.get(f"test.full.diversity@{k}")) else "-",
+            ],
+        }
+        for policy, row in comparison["policies"].items()
+    ]
+
+
+def protocol_rows(comparison: dict[str, Any], params: RLParams) -> list[tuple[str, str]]:
+    """The protocol card: everything that two results must share to be comparable, and the versions behind them."""
+    card, bootstrap = comparison["protocol"], comparison["bootstrap"]
+    negatives, repeated = card["negatives"], card["repeated_targets"]
+    return [
+        ("Data", f"{card['source']}, hash {card['data_hash']}"),
+        ("Users", f"{card['users']:,}, of which {card['evaluated_users']:,} evaluated"),
+        ("Items", f"{card['items']:,}"),
+        ("Split", "leave-one-out: the last item is the test target, the one before it the validation target"),
+        ("Cut-offs", f"k = {', '.join(map(str, card['k']))}; reported at k = {comparison['k']}"),
+        ("Ties", card["tie_rule"]),
+        ("Masking", card["masking"]),
+        ("Targets seen before", f"{repeated['valid']} on validation, {repeated['test']} on test"),
+        (
+            "Sampled negatives",
+            f"{negatives['n']} a user, {negatives['sampler']}; seed {negatives['seed']}, digest {negatives['digest']}, "
+            f"{negatives['users_with_fewer']} users with fewer",
+        ),
+        (
+            "Intervals",
+            f"{bootstrap['confidence'] * 100:g} %, percentile bootstrap over users, paired for differences, "
+            f"{bootstrap['samples']:,} resamples, seed {bootstrap['seed']}; not corrected for their number, and silent "
+            "about other training seeds",
+        ),
+        ("Training seeds", f"PPO {params.ppo.seed}, GRPO {params.grpo.seed}"),
+        ("Versions", "; ".join(_versions(comparison))),
+    ]
+
+
+def version_notes(comparison: dict[str, Any]) -> list[str]:
+    """A note where the policies were evaluated with different versions."""
+    if len(_versions(comparison)) > 1:
+        return ["The policies were evaluated with different versions of the libraries."]
+    return []
+
+
+def _versions(comparison: dict[str, Any]) -> list[str]:
+    """Each different set of library versions behind an evaluation."""
+    return sorted(
+        {
+            ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+            for versions in comparison["versions"].values()
+        }
+    )
