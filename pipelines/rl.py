@@ -33,8 +33,9 @@ def main(params: Params, algorithm: str) -> None:
     shared = rl.model_dump(exclude=set(ALGORITHMS))
     leave_out = load_leave_out(CROSSFIT, tables=rl.crossfit.split_points)
     origin = {"start": weights_digest(START), "leave_out": leave_out and leave_out.digest()}
-    own, source = own_reward() if rl.reward_type == "custom" else (None, {})
-    digest = run_digest({"rl": shared, algorithm: section.model_dump(), **origin, **source})
+    own, source = own_reward() if rl.reward_type == "custom" else (None, None)
+    rewarded = {} if source is None else {"reward": source.read_text(encoding="utf-8")}  # another reward, another run
+    digest = run_digest({"rl": shared, algorithm: section.model_dump(), **origin, **rewarded})
     config = SlatePolicyConfig.from_pretrained(START)
     check_slate_fits(
         data, k=rl.k, max_history=config.max_history, mask_seen=config.mask_seen, latest=rl.feedback == "latest"
@@ -49,6 +50,8 @@ def main(params: Params, algorithm: str) -> None:
         TrainingLog(Path(f"logs/{algorithm}.jsonl"), run.log_metrics) as log,
     ):
         run.log_dataset(data, context="training")
+        if source is not None:
+            run.log_artifact(source, folder="reward")
         monitor = Monitor(
             validate=measure if rl.feedback == "training" else None,
             metric=f"full/ndcg@{rl.k}",
@@ -81,12 +84,12 @@ def main(params: Params, algorithm: str) -> None:
             shutil.rmtree(checkpoints)
 
 
-def own_reward() -> tuple[GainsFunction, dict[str, str]]:
-    """The function of pipelines/reward.py, and the file's text: another reward is another run."""
+def own_reward() -> tuple[GainsFunction, Path]:
+    """The function of pipelines/reward.py, and where the file is."""
     try:
         import reward
 
-        return reward.gains, {"reward": Path(reward.__file__).read_text(encoding="utf-8")}
+        return reward.gains, Path(reward.__file__)
     except Exception as error:  # whatever the user's module raises
         what = f"{type(error).__name__}: {error}"
         raise UserError(f"pipelines/reward.py: cannot be read as a module with `gains` ({what})") from error

@@ -48,7 +48,7 @@ def ndcg(ranks: Tensor, *, k: int) -> Tensor:
     Returns:
         float64, the shape of `ranks`.
 
-    Example:
+    Examples:
         >>> ndcg(torch.tensor([0, 2, 10]), k=10)
         tensor([1.0000, 0.5000, 0.0000], dtype=torch.float64)
     """
@@ -99,7 +99,7 @@ def slate_gains(
     Returns:
         (..., k) float32, 0 at every slot but the target's.
 
-    Example:
+    Examples:
         >>> slate_gains(torch.tensor([5, 6, 8]), torch.tensor(8))
         tensor([0.0000, 0.0000, 0.5000])
     """

@@ -75,7 +75,7 @@ def sft(data: PreparedData, policy: PolicyParams, params: SFTParams) -> Trained:
     Raises:
         UserError: nothing to learn from, training has diverged, or a setting that only the pipeline can follow.
 
-    Example:
+    Examples:
         >>> warm = rl4rec.sft(data, params.policy, params.sft)
     """
     if params.init == "champion":
@@ -191,7 +191,7 @@ def grpo(
     Raises:
         UserError: as `ppo`.
 
-    Example:
+    Examples:
         >>> leave_out = rl4rec.crossfit(warm, data, params.sft, params.rl)
         >>> tuned = rl4rec.grpo(warm, data, params.rl, leave_out=leave_out)
     """

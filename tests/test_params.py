@@ -40,6 +40,12 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     assert load_params(tmp_path / "params.yaml") == Params()
 
 
+def test_a_reward_of_ones_own_is_a_setting(tmp_path: Path) -> None:
+    assert load_params(write(tmp_path, nested("rl.reward_type", "custom"))).rl.reward_type == "custom"
+    with pytest.raises(UserError, match=r"rl\.reward_type: .*'mixed' or 'custom' \(got 'costum'\)"):
+        load_params(write(tmp_path, nested("rl.reward_type", "costum")))
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Params().sft.batch_size = 3  # type: ignore[misc]

@@ -21,11 +21,11 @@ _SAYS = {"better": "better than", "worse": "worse than", "no clear difference": 
 
 @dataclass(frozen=True)
 class Finding:
-    """One pair under one protocol."""
+    """A policy against the one that it is compared with, under one protocol."""
 
-    pair: str  # "GRPO - SFT"
+    policy: str  # "GRPO"
     verdict: str
-    change: str  # "0.0582 → 0.0585 (+0.5 %)"
+    change: str  # from the other policy to this one, "0.0582 → 0.0585 (+0.5 %)"
     interval: str  # "+0.0003 [-0.0002, +0.0008]"
 
 
@@ -73,7 +73,7 @@ def _answer(comparison: dict[str, Any], pairs: list[tuple[str, str]], metric: st
         by_verdict.setdefault(word, []).append(NAMES[first])
         findings.append(
             Finding(
-                f"{NAMES[first]} - {NAMES[second]}",
+                NAMES[first],
                 word,
                 f"{means[0]:.4f} → {means[1]:.4f}{relative}",
                 f"{row['delta']:+.4f} [{lower:+.4f}, {upper:+.4f}]",

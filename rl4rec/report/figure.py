@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {
-    "popularity": "#8a8f98",
+    "popularity": "#868b94",
     "sft": "#0f9d76",
-    "sft_continued": "#5fbfa5",
+    "sft_continued": "#2b97ad",
     "ppo": "#d9730d",
     "grpo": "#3f7be0",
     "oracle": "#9b59d0",

@@ -114,10 +114,10 @@ def _differences(name: str, title: str, comparison: dict[str, Any], metric: str)
             axes.plot([lower, upper], [place, place], color=COLOURS[first], linewidth=2.4, solid_capstyle="butt")
             axes.plot([row["delta"]], [place], "o", markerfacecolor=COLOURS[first] if clear else "white", **style)
             label = f"{row['delta']:+.4f}"
-            axes.annotate(label, (row["delta"], place), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+            axes.annotate(label, (1.02, place), xycoords=("axes fraction", "data"), va="center", annotation_clip=False)
         axes.set_yticks(range(len(names)), [f"{NAMES[first]} - {NAMES[second]}" for first, second in names])
-        axes.set_ylim(len(names) - 0.5, -0.8)
-        axes.margins(x=0.12)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.margins(x=0.08)
         axes.locator_params(axis="x", nbins=5)
         axes.grid(axis="x", alpha=0.25)
 

@@ -1,11 +1,12 @@
 """Links of every Markdown page lead to files and headings that exist; addresses on the web are not fetched."""
 
+import re
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 
-from tests.docs.markdown import PAGES, ROOT, anchors, links
+from tests.docs.markdown import GUIDES, PAGES, ROOT, anchors, code_spans, links
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -21,6 +22,15 @@ def test_links_lead_somewhere(page: Path) -> None:
         elif anchor and (target.suffix != ".md" or anchor not in anchors(target.read_text(encoding="utf-8"))):
             lost.append(f"{link}: no such heading")
     assert lost == []
+
+
+@pytest.mark.parametrize("page", [*GUIDES, ROOT / "README.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_are_named_exist(page: Path) -> None:
+    spans = code_spans(page.read_text(encoding="utf-8"))
+    named = {
+        span for span in spans if re.fullmatch(r"(rl4rec|pipelines|tests|benchmarks|docs|\.ci|\.github)/[\w./]+", span)
+    }
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
 def test_anchors_and_links_are_found_as_github_has_them() -> None:

@@ -80,11 +80,12 @@ def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
     )  # asks GitHub for stars
 
 
-def test_lists_are_lists(site: Path) -> None:
-    """Markdown's reference needs a blank line before a list where GitHub does not."""
+def test_lists_are_lists_and_examples_code(site: Path) -> None:
+    """Markdown needs a blank line before a list where GitHub does not; a `>>>` that is no code is a quotation."""
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         assert re.findall(r"<p>[^<]*\n(?:-|\d+\.) [^<]*", text) == [], page
+        assert re.findall(r"<blockquote>\s*<blockquote>", text) == [], page
 
 
 def test_files_outside_of_the_guides_are_named_and_with_a_repository_linked(site: Path, tmp_path: Path) -> None:

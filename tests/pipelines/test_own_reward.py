@@ -115,6 +115,7 @@ def test_a_trial_of_a_sweep_finds_the_file_too(shop: Path) -> None:
     stage = read_stage(shop, "rl@grpo", read_yaml(shop / "params.yaml"))
     assert "pipelines/reward.py" in stage.code
     rows: list[dict[str, float]] = []
+    logged: list[str] = []
 
     class Rows(StageRun):
         def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
@@ -124,11 +125,16 @@ def test_a_trial_of_a_sweep_finds_the_file_too(shop: Path) -> None:
 
         def log_policy(self, folder: Path, data: PreparedData) -> None: ...
 
+        def log_artifact(self, path: Path, folder: str) -> None:
+            assert folder == "reward"
+            logged.append(path.read_text())
+
     try:
         train(stage, load_params(shop / "params.yaml"), Rows(), root=shop, scratch=shop / ".sweep/trial")
     finally:
         sys.modules.pop("reward", None)
     assert sum("train/reward" in row for row in rows) == 2
+    assert logged == [(shop / "pipelines/reward.py").read_text()]
     assert sys.path == before
 
 
