@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rl4rec.report.plots import COLOURS
+from rl4rec.report.figure import COLOURS
 from rl4rec.report.study import study_tables
 from rl4rec.report.table import NAMES, headline_metrics
 

@@ -40,3 +40,10 @@ def test_every_file_of_the_package_has_its_line() -> None:
         if path.read_text(encoding="utf-8").strip()
     }
     assert listed == there
+
+
+def test_a_cell_of_the_study_without_a_translation_is_refused(made: ModuleType) -> None:
+    assert made._korean(" best step ") == " 최적 스텝 "
+    assert made._korean(" GRPO - PPO -0.0004 [-0.0008, +0.0001] ") == " GRPO - PPO -0.0004 [-0.0008, +0.0001] "
+    with pytest.raises(SystemExit, match=r"no Korean for 'a new claim': add it to STUDY in readme\.py"):
+        made._korean(" a new claim ")
