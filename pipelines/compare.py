@@ -1,21 +1,23 @@
 """Compare: all evaluated policies over the same users (`metrics/comparison.json`, `reports/`)."""
 
+import logging
 from pathlib import Path
-
-from rich.console import Console
 
 from rl4rec.data.prepared import load_prepared
 from rl4rec.evaluation.files import load_evaluation, load_slates, write_json
 from rl4rec.evaluation.protocols import evaluate_oracle
 from rl4rec.params import Params
-from rl4rec.report import compare_policies, comparison_table, write_report
+from rl4rec.report import compare_policies, write_report
 from rl4rec.report import examples as shown
+from rl4rec.report.answers import questions
 from rl4rec.report.logs import load_log
 from rl4rec.stage import run_stage
 from rl4rec.tracking import stage_run
 
 POLICIES = ("popularity", "sft", "sft_continued", "ppo", "grpo")
 METRICS, RANKS, SLATES, LOGS, REPORTS = map(Path, ("metrics", "ranks", "slates", "logs", "reports"))
+
+logger = logging.getLogger("rl4rec.pipelines.compare")
 
 
 def main(params: Params) -> None:
@@ -43,9 +45,10 @@ def main(params: Params) -> None:
             run.log_artifact(path, folder="report")
         for path in sorted((REPORTS / "plots").glob("*.png")):
             run.log_artifact(path, folder="report/plots")
-    console = Console()
-    console.print(comparison_table(comparison))
-    console.print(f"Report: {html.resolve()}", soft_wrap=True)
+    for question in questions(comparison):
+        for answer in question.answers:
+            logger.info("%s %s: %s", question.text, answer.protocol, answer.sentence)
+    logger.info("report: %s", html.resolve())
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ def main(params: Params, policy: str) -> None:
                 if fold == "test":  # its validations are a learning curve there
                     run.log_result(metrics, Path("models", policy))
         run.log_artifact(metrics_path, folder="metrics")
-    full = result.metrics["test"]["full"]
-    k = params.evaluate.ks[-1]
-    logger.info("%s, test, full catalogue: NDCG@%d %.4f", policy, k, full[f"ndcg@{k}"])
+    k = min(params.evaluate.ks, key=lambda k: abs(k - 10))  # as elsewhere, where it is measured
+    for protocol in ("full", f"sampled{params.evaluate.negatives}"):
+        logger.info("%s, test, %s: NDCG@%d %.4f", policy, protocol, k, result.metrics["test"][protocol][f"ndcg@{k}"])
 
 
 if __name__ == "__main__":

@@ -28,11 +28,11 @@ def show_comparison(root: Root = Path()) -> None:
     file = root / "metrics" / "comparison.json"
     again = f"Run `dvc repro compare` in {root.resolve()}."
     comparison = read_json(file, then=again)
+    console = Console()
     try:
-        table = comparison_table(comparison)
+        table = comparison_table(comparison, width=console.width)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f"{file}: not a comparison ({error!r}). {again}") from None
-    console = Console()
     console.print(table)
     folder = "" if root == Path() else f" DIR={root}"
     report = (root / "reports" / "comparison.html").resolve()

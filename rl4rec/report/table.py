@@ -17,6 +17,8 @@ NAMES = {
     "oracle": "Oracle",
 }
 
+WIDE = 110  # columns of a terminal that show every interval on one line
+
 
 def verdict(interval: list[float]) -> str:
     """What an interval of a difference says."""
@@ -37,15 +39,21 @@ def headline_metrics(comparison: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def comparison_table(comparison: dict[str, Any]) -> Table:
-    """The content of `metrics/comparison.json` as a table: a row a policy, then a row a difference."""
+def comparison_table(comparison: dict[str, Any], *, width: int = WIDE) -> Table:
+    """The content of `metrics/comparison.json` as a table: a row a policy, then a row a difference.
+
+    Args:
+        comparison: as in `metrics/comparison.json`.
+        width: of the terminal in columns; a narrow one gets NDCG only.
+    """
     confidence = comparison["bootstrap"]["confidence"]
     key = interval_key(confidence)
-    columns = headline_metrics(comparison)
+    columns = headline_metrics(comparison)[:: 1 if width >= WIDE else 2]
     table = Table(
         title="Test set",
         caption=f"full: the whole catalogue without seen items; 1+{comparison['protocol']['negatives']['n']}: "
-        f"against sampled negatives. Differences with {confidence * 100:g} % intervals, paired bootstrap over users.",
+        f"against sampled negatives. Differences with {confidence * 100:g} % intervals, paired bootstrap over users."
+        + ("" if width >= WIDE else f" With HR@{comparison['k']} from {WIDE} columns on."),
     )
     table.add_column("")
     for _, title in columns:

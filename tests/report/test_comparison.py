@@ -141,6 +141,16 @@ def test_the_table_shows_policies_and_differences() -> None:
     assert "+0.2095" in text and "[+" in text  # .525 - .3155
 
 
+@pytest.mark.parametrize(("width", "hit_rates"), [(80, 0), (109, 0), (110, 2), (200, 2)])
+def test_a_narrow_terminal_gets_whole_intervals_of_ndcg_only(width: int, hit_rates: int) -> None:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(comparison_table(compare_policies(four(), PARAMS, k=2), width=width))
+    text = console.export_text()
+    assert text.count("HR@2, ") == hit_rates
+    assert text.count("[") == text.count("]") == (2 + hit_rates) * 4
+    assert all(line.count("[") == line.count("]") for line in text.splitlines())  # none is broken in two
+
+
 def test_the_table_keeps_its_order_when_read_back_from_json() -> None:
     comparison = compare_policies(four(), PARAMS, k=2)
     comparison["policies"] = dict(sorted(comparison["policies"].items()))  # as in the file
