@@ -225,7 +225,7 @@ def test_a_gate_of_metrics_that_nobody_measures_registers_nothing(project: Path)
     gate = PARAMS.compare.gate.model_copy(update={"guards": {"sampled100/ndcg@10": 0.1}})
     params = PARAMS.model_copy(update={"compare": PARAMS.compare.model_copy(update={"gate": gate})})
     with pytest.raises(
-        UserError, match=r"compare.gate: sampled100/ndcg@10 is not measured; there is .*sampled8/ndcg@3"
+        UserError, match=r"compare.gate: sampled100/ndcg@10 is not measured. Choose one of .*sampled8/ndcg@3"
     ):
         promote(project, params)
     assert not MlflowClient().search_registered_models()
