@@ -25,7 +25,7 @@ from rl4rec.params import load_params
 from tests.graph import finished_graph
 from tests.servers import mlflow_server
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the graph is made once, by whoever comes first
 
 ALGORITHMS = {"rl-ppo": "ppo", "rl-grpo": "grpo"}
 FIGURE = "test/full/ndcg_at_10"
