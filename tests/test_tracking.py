@@ -21,7 +21,7 @@ from mlflow.entities import Run
 
 from rl4rec.data.prepared import PreparedData, Ragged
 from rl4rec.params import Params
-from rl4rec.tracking import PIPELINE_TAG, flatten, pipeline_id, stage_run, stage_settings
+from rl4rec.tracking import PIPELINE_TAG, delivery, flatten, pipeline_id, stage_run, stage_settings
 
 PARAMS = Params.model_validate({"tracking": {"system_metrics": False}})
 
@@ -117,6 +117,38 @@ def test_a_stage_that_fails(workspace: Path, error: type[BaseException], status:
     (pipeline,), (stage,) = runs()
     assert (pipeline.info.status, stage.info.status) == (status, status)
     assert stage.data.metrics == {"train/loss": 1.0}
+
+
+def saved(folder: Path, weights: bytes) -> Path:
+    """A folder that has what the digest of a policy is taken of."""
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(weights)
+    return folder
+
+
+def test_a_result_goes_to_the_run_that_trained_the_policy(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "log_policy_model", lambda *_: None)
+    data = prepared(workspace / "prepared")
+    ppo, grpo = saved(workspace / "ppo", b"1"), saved(workspace / "grpo", b"2")
+    for pipeline, name, folder in (("one", "rl-ppo", ppo), ("two", "rl-ppo", ppo), ("one", "rl-grpo", grpo)):
+        monkeypatch.setenv("RL4REC_PIPELINE_ID", pipeline)
+        with stage_run("rl", PARAMS, name=name) as run:
+            run.log_metrics({"valid/full/ndcg@10": 0.125}, step=3)
+            run.log_policy(folder, data)
+    for pipeline, value in (("one", 0.25), ("three", 0.75)):  # the third trains nothing: DVC had the policy
+        monkeypatch.setenv("RL4REC_PIPELINE_ID", pipeline)
+        with stage_run("evaluate", PARAMS, name="evaluate-ppo") as run:
+            run.log_result({"test/full/ndcg@10": value}, ppo)
+            run.log_result({"test/full/ndcg@10": 1.0}, saved(workspace / f"unknown-{pipeline}", b"3"))
+            run.log_result({"test/full/ndcg@10": 1.0}, workspace / "no weights")
+    _, (first, second, other, *evaluations) = runs()
+    assert first.data.metrics == {"valid/full/ndcg_at_10": 0.125, "test/full/ndcg_at_10": 0.25}
+    assert second.data.metrics == {"valid/full/ndcg_at_10": 0.125, "test/full/ndcg_at_10": 0.75}  # the latest
+    assert other.data.metrics == {"valid/full/ndcg_at_10": 0.125}
+    assert [run.data.metrics for run in evaluations] == [{}, {}]
+    assert {run.info.status for run in (first, second, other)} == {"FINISHED"}
+    assert first.data.tags["mlflow.note.content"].startswith("Reinforcement learning")
 
 
 def test_the_dataset_with_digest_and_source(workspace: Path) -> None:

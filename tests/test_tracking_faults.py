@@ -26,7 +26,7 @@ from rl4rec.params import Params
 from rl4rec.tracking import delivery, outbox, stage_run, sync
 from rl4rec.tracking.outbox_files import OutboxFiles
 from tests.servers import free_port, mlflow_server
-from tests.test_tracking import prepared
+from tests.test_tracking import prepared, saved
 
 PARAMS = Params.model_validate({"tracking": {"system_metrics": False}})
 OUTBOX = Path(".rl4rec/outbox")
@@ -231,6 +231,27 @@ def test_the_run_of_a_killed_process_is_completed_by_the_next_one(
     found = only_run(database(workspace))
     assert found.info.status == "KILLED"
     assert steps(database(workspace), found) == list(range(50))
+    assert not list(OUTBOX.glob("*.jsonl"))
+
+
+def test_a_server_back_in_the_middle_gets_the_training_before_its_result(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "log_policy_model", lambda *_: None)
+    policy, data = saved(workspace / "policy", b"1"), prepared(workspace / "prepared")
+    with refusing() as address:
+        use(monkeypatch, address)
+        with stage_run("sft", PARAMS) as run:
+            run.log_policy(policy, data)
+        join()
+        use(monkeypatch, address)
+        (OUTBOX / "silent-since").unlink()
+        with stage_run("evaluate", PARAMS) as run:
+            time.sleep(1)  # what is left is refused once more
+            use(monkeypatch, database(workspace))
+            run.log_result({"test/full/ndcg@10": 0.5}, policy)
+    join()
+    assert only_run(database(workspace)).data.metrics == {"test/full/ndcg_at_10": 0.5}
     assert not list(OUTBOX.glob("*.jsonl"))
 
 

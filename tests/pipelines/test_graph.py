@@ -14,7 +14,7 @@ from rl4rec.params import load_params
 from tests.docs.markdown import glossary, in_general
 from tests.graph import POLICIES, ROOT, STAGES, finished_graph, make_project, run, stages_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the graph is made once, by whoever comes first
 
 
 @pytest.fixture(scope="module")
