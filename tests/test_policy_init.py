@@ -36,7 +36,10 @@ def test_item_tokens_are_added_and_scored(checkpoint: Path, tiny_data: PreparedD
 
     policy.save_pretrained(tmp_path / "policy")
     loaded = SlatePolicy.from_pretrained(tmp_path / "policy")
-    assert torch.equal(loaded.scores([history]), policy.scores([history]))
+    weights = policy.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
+    # Weights that lie elsewhere in memory may be multiplied by another kernel: the last bit is not theirs.
+    assert torch.allclose(loaded.scores([history]), policy.scores([history]), rtol=1e-5, atol=1e-6)
 
 
 def test_new_embeddings_start_like_the_old_ones(checkpoint: Path, tiny_data: PreparedData) -> None:
