@@ -107,8 +107,9 @@ class Progress:
 
     def _line(self) -> str:
         rate = (self._count - self._initial) / max(time.monotonic() - self._since, 1e-9)
-        line = f"{self._description}: {self._count}{'' if self._total is None else f' of {self._total}'} {self._unit}"
-        line += f", {rate:.3g} a second"
+        done = f"{self._count}{'' if self._total is None else f' of {self._total}'}"
+        done = f"{done} {self._unit}" if self._unit == "B" else f"{self._unit} {done}"
+        line = f"{self._description}: {done}, {rate:.3g} a second"
         if self._total is not None and rate > 0:
             line += f", {tqdm.format_interval(max(self._total - self._count, 0) / rate)} left"
         return line

@@ -121,7 +121,7 @@ def test_a_line_now_and_then_in_a_log(monkeypatch: pytest.MonkeyPatch, caplog: p
         for seconds in (10, 10, 10, 10):  # a line at 30 seconds
             now[0] += seconds
             work.update(5)
-    assert caplog.messages == ["sft: 25 of 100 step, 0.5 a second, 02:30 left"]
+    assert caplog.messages == ["sft: step 25 of 100, 0.5 a second, 02:30 left"]
 
 
 def test_track_gives_every_element_in_order() -> None:
