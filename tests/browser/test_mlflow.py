@@ -25,6 +25,7 @@ from rl4rec.params import load_params
 from tests.graph import finished_graph
 from tests.servers import mlflow_server
 
+expect.set_options(timeout=60_000)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the graph is made once, by whoever comes first
 
 ALGORITHMS = {"rl-ppo": "ppo", "rl-grpo": "grpo"}
