@@ -109,6 +109,7 @@ chaos: $(READY) ## kill every stage at random moments and start it again: the re
 	@OMP_NUM_THREADS=1 python benchmarks/chaos.py
 
 ui: $(READY) ## the MLflow UI of mlflow.db on 127.0.0.1 (make ui PORT=5001; the demo's: make ui DIR=.demo)
+	@echo 'open http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning (docs/mlflow.md is the guide)'
 	@cd $(or $(DIR),.) && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 		mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri sqlite:///mlflow.db
 
