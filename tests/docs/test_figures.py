@@ -170,3 +170,12 @@ def test_every_key_of_the_committed_metrics_is_in_the_glossary() -> None:
         for protocol, values in found["test"].items():
             assert protocol in known
             assert {in_general(key) for key in values} <= known, protocol
+
+
+def test_the_table_of_other_processors_begins_with_the_committed_figures() -> None:
+    page = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    for policy in ("sft", "sft_continued", "ppo", "grpo"):
+        test = json.loads((ROOT / f"metrics/{policy}.json").read_text(encoding="utf-8"))["test"]
+        full, sampled = (f"{test[protocol]['ndcg@10']:.4f}"[1:] for protocol in ("full", "sampled100"))
+        row = next(line for line in page.splitlines() if line.startswith(f"| {NAMES[policy]} |"))
+        assert [cell.split(", ")[0].strip() for cell in row.split("|")[2:4]] == [full, sampled]
