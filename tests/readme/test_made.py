@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def made() -> ModuleType:
+def made(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # as for a script
     spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
