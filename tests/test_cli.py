@@ -101,6 +101,26 @@ def test_a_workspace_links_the_code_and_changes_the_settings(tmp_path: Path, ove
     assert not list(folder.glob("*.new"))
 
 
+def test_a_workspace_of_any_name_stays_out_of_commits(tmp_path: Path, overrides: Path) -> None:
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    make_workspace(ROOT, tmp_path / "shop", overrides)
+    line = ["git", "-C", tmp_path, "status", "--porcelain", "--untracked-files=all"]
+    assert subprocess.run(line, capture_output=True, text=True, check=True).stdout == "?? changes.yaml\n"
+
+
+def test_a_policy_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("{}")
+    for name in ("ppo", "grpo"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "config.json").write_text("{}")
+    result = command("serve", "--root", str(tmp_path), "--model", "models/grop")
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: --model 'models/grop': no such folder here (the path does not start at --root). "
+        f"Policies of {tmp_path}: {tmp_path}/models/grpo, {tmp_path}/models/ppo.\n"
+    )
+
+
 def test_a_workspace_is_refreshed_and_keeps_its_results(tmp_path: Path, overrides: Path) -> None:
     folder = tmp_path / "space"
     make_workspace(ROOT, folder, overrides)
