@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,21 @@ def test_show_comparison_before_there_is_one(tmp_path: Path) -> None:
     result = command("show-comparison", "--root", str(tmp_path))
     assert result.returncode == 2
     assert "metrics/comparison.json: no such file. Run `dvc repro compare`" in result.stderr
+
+
+def test_show_comparison_says_whether_there_is_a_report(tmp_path: Path) -> None:
+    (tmp_path / "metrics").mkdir()
+    shutil.copy(ROOT / "metrics" / "comparison.json", tmp_path / "metrics")
+    report = tmp_path / "reports" / "comparison.html"
+    shown = command("show-comparison", "--root", str(tmp_path)).stdout.splitlines()
+    assert shown[-2:] == [
+        f"Report:     none here yet; dvc repro writes {report}",
+        f"MLflow UI:  make ui DIR={tmp_path}   prints the address to open",
+    ]
+    report.parent.mkdir()
+    report.touch()
+    shown = command("show-comparison", "--root", str(tmp_path)).stdout.splitlines()
+    assert shown[-2] == f"Report:     {report}"
 
 
 def test_a_refits_metrics_are_collected_and_marked(tmp_path: Path) -> None:
