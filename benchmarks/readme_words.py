@@ -49,11 +49,11 @@ STUDY = {
     "high": "높음",
     "low": "낮음",
     "holds": "맞음",
-    "does not": "맞지 않음",
+    "does not hold": "맞지 않음",
     "not clear": "불분명",
     "no clear difference": "뚜렷한 차이 없음",
-    "does not (equal slates a step)": "맞지 않음(스텝당 슬레이트 수가 같음)",
-    "does not: one forward pass serves all slates": "맞지 않음: 순전파 한 번으로 모든 슬레이트를 처리",
+    "does not hold (equal slates a step)": "맞지 않음(스텝당 슬레이트 수가 같음)",
+    "does not hold: one forward pass serves all slates": "맞지 않음: 순전파 한 번으로 모든 슬레이트를 처리",
 }
 STUDY_PATTERNS = (
     (r"### Setting (`\w+`)", r"### 설정 \1"),
@@ -157,7 +157,7 @@ SPEED: tuple[tuple[dict[str, str], dict[str, str], tuple[str, ...], int], ...] =
         1,
     ),
     (
-        {"en": "`prepare`, 198,502 rows", "ko": "`prepare`, 198,502행"},
+        {"en": "`prepare` of 198,502 rows, rows/s", "ko": "198,502행의 `prepare`, 행/초"},
         {"en": "the same steps in pandas", "ko": "pandas로 구현한 같은 단계"},
         ("prepare", "beauty_sized", "pandas_over_prepare"),
         1,

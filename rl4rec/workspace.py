@@ -50,6 +50,7 @@ def make_workspace(root: Path, folder: Path, overrides: Path) -> None:
     (folder / ".dvc").mkdir(exist_ok=True)
     (folder / ".dvc" / "config").write_text(_DVC_CONFIG)
     (folder / ".dvcignore").write_text("__pycache__/\n.rl4rec/\nmlruns/\nmlflow.db*\n")
+    (folder / ".gitignore").write_text("*\n")  # a folder of any name stays out of commits
     for name in _LINKED:
         link = folder / name
         if not link.is_symlink():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,21 @@ def test_show_comparison_before_there_is_one(tmp_path: Path) -> None:
     result = command("show-comparison", "--root", str(tmp_path))
     assert result.returncode == 2
     assert "metrics/comparison.json: no such file. Run `dvc repro compare`" in result.stderr
+
+
+def test_show_comparison_says_whether_there_is_a_report(tmp_path: Path) -> None:
+    (tmp_path / "metrics").mkdir()
+    shutil.copy(ROOT / "metrics" / "comparison.json", tmp_path / "metrics")
+    report = tmp_path / "reports" / "comparison.html"
+    shown = command("show-comparison", "--root", str(tmp_path)).stdout.splitlines()
+    assert shown[-2:] == [
+        f"Report:     none here yet; dvc repro writes {report}",
+        f"MLflow UI:  make ui DIR={tmp_path}   prints the address to open",
+    ]
+    report.parent.mkdir()
+    report.touch()
+    shown = command("show-comparison", "--root", str(tmp_path)).stdout.splitlines()
+    assert shown[-2] == f"Report:     {report}"
 
 
 def test_a_refits_metrics_are_collected_and_marked(tmp_path: Path) -> None:
@@ -99,6 +115,26 @@ def test_a_workspace_links_the_code_and_changes_the_settings(tmp_path: Path, ove
     # A project of its own: DVC looks no further up.
     assert "no_scm = true" in (folder / ".dvc" / "config").read_text()
     assert not list(folder.glob("*.new"))
+
+
+def test_a_workspace_of_any_name_stays_out_of_commits(tmp_path: Path, overrides: Path) -> None:
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    make_workspace(ROOT, tmp_path / "shop", overrides)
+    line = ["git", "-C", tmp_path, "status", "--porcelain", "--untracked-files=all"]
+    assert subprocess.run(line, capture_output=True, text=True, check=True).stdout == "?? changes.yaml\n"
+
+
+def test_a_policy_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("{}")
+    for name in ("ppo", "grpo"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "config.json").write_text("{}")
+    result = command("serve", "--root", str(tmp_path), "--model", "models/grop")
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: --model 'models/grop': no such folder here (the path does not start at --root). "
+        f"Policies of {tmp_path}: {tmp_path}/models/grpo, {tmp_path}/models/ppo.\n"
+    )
 
 
 def test_a_workspace_is_refreshed_and_keeps_its_results(tmp_path: Path, overrides: Path) -> None:

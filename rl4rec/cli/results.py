@@ -36,9 +36,8 @@ def show_comparison(root: Root = Path()) -> None:
     console.print(table)
     folder = "" if root == Path() else f" DIR={root}"
     report = (root / "reports" / "comparison.html").resolve()
-    console.print(
-        f"Report:     {report}\nMLflow UI:  make ui{folder}   then open http://127.0.0.1:5000", soft_wrap=True
-    )
+    where = report if report.is_file() else f"none here yet; dvc repro writes {report}"
+    console.print(f"Report:     {where}\nMLflow UI:  make ui{folder}   prints the address to open", soft_wrap=True)
 
 
 @app.command(rich_help_panel=RESULTS, epilog=epilog("rl4rec charts >> $GITHUB_STEP_SUMMARY"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rl4rec.cli.app import SERVING, Root, app, epilog
+from rl4rec.errors import UserError, listed, shown
 from rl4rec.params import load_params
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ def recommend(
 ) -> None:
     """Write the k best items for every history of a file.
 
-    Needs a policy: the champion of MLflow or a folder. Writes a parquet file with the columns of the input and `items`,
-    `scores` and `unknown`.
+    Needs a policy: the champion of MLflow or a folder. Writes a parquet file with the columns of the input
+    except `history` and `exclude`, and `items`, `scores` and `unknown`.
     """
     import time
 
@@ -82,9 +83,16 @@ def _recommender(model: str, root: Path) -> Recommender:
     import tempfile
 
     params = load_params(root / "params.yaml")
+    served = model.startswith(("models:", "runs:"))
+    if not served and not Path(model).is_dir():
+        policies = sorted(path.parent for path in (root / "models").glob("*/config.json"))
+        raise UserError(
+            f"--model {shown(model)}: no such folder here (the path does not start at --root). "
+            f"Policies of {root.resolve()}: {listed(policies)}."
+        )
     from rl4rec.recommender import load_recommender
 
-    if not model.startswith(("models:", "runs:")):
+    if not served:
         return load_recommender(Path(model), root / "data" / "prepared" / "items.parquet")
     from rl4rec.registry.download import download_policy
     from rl4rec.tracking import use_server

@@ -65,7 +65,7 @@ def test_speed_table_equals_the_committed_benchmarks() -> None:
         "`rl4rec serve`, requests/s of eight clients": (
             f"{results['serve']['ratio']['rl4rec_serve_requests_per_s_vs_generate']:.1f}x"
         ),
-        "`prepare`, 198,502 rows": f"{results['prepare']['beauty_sized']['pandas_over_prepare']:.1f}x",
+        "`prepare` of 198,502 rows, rows/s": f"{results['prepare']['beauty_sized']['pandas_over_prepare']:.1f}x",
     }
     for label, figure in expected.items():
         row = re.search(rf"^\| {re.escape(label)} \|.*\| ([^|]*) \|$", readme, re.MULTILINE)
