@@ -13,7 +13,7 @@ import rl4rec
 from rl4rec.data.prepared import PreparedData
 from rl4rec.params import Params, load_params
 from rl4rec.workspace import make_workspace, merge_settings
-from tests.pipelines.test_graph import ROOT, TINY
+from tests.graph import ROOT, TINY
 from tests.sweep.test_stages import run_script
 from tests.trainers.helpers import same_weights, weights
 

@@ -22,7 +22,7 @@ from rl4rec.sweep.trial import train
 from rl4rec.tracking import StageRun
 from rl4rec.workspace import make_workspace, merge_settings
 from rl4rec.yaml_files import read_yaml
-from tests.pipelines.test_graph import ROOT, TINY
+from tests.graph import ROOT, TINY
 from tests.sweep.test_stages import run_script
 
 pytestmark = pytest.mark.slow
