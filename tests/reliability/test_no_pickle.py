@@ -112,7 +112,7 @@ def test_the_scan_leaves_alone(source: str) -> None:
 
 
 def test_no_code_unpickles_or_runs_what_it_reads() -> None:
-    assert len(SCANNED) > 80
+    assert f"none in {len(SCANNED)} files" in (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     found = {str(path.relative_to(ROOT)): list(findings(path.read_text(), str(path))) for path in SCANNED}
     assert not {name: problems for name, problems in found.items() if problems}
 
