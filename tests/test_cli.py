@@ -133,7 +133,7 @@ def test_a_policy_that_is_not_there_names_those_that_are(tmp_path: Path) -> None
     assert result.returncode == 2
     assert result.stderr == (
         "error: --model 'models/grop': no such folder here (the path does not start at --root). "
-        f"Policies of {tmp_path}: {tmp_path}/models/grpo, {tmp_path}/models/ppo.\n"
+        f"Policies in {tmp_path}/models: grpo, ppo.\n"
     )
 
 

@@ -85,10 +85,10 @@ def _recommender(model: str, root: Path) -> Recommender:
     params = load_params(root / "params.yaml")
     served = model.startswith(("models:", "runs:"))
     if not served and not Path(model).is_dir():
-        policies = sorted(path.parent for path in (root / "models").glob("*/config.json"))
+        policies = sorted(path.parent.name for path in (root / "models").glob("*/config.json"))
         raise UserError(
             f"--model {shown(model)}: no such folder here (the path does not start at --root). "
-            f"Policies of {root.resolve()}: {listed(policies)}."
+            f"Policies in {(root / 'models').resolve()}: {listed(policies)}."
         )
     from rl4rec.recommender import load_recommender
 

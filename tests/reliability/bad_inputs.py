@@ -451,7 +451,7 @@ OTHERS = [
     recommended("k beyond the catalogue", lambda _: None, "k must be a whole number from 1 to 24", more=("--k", "9" * 18)),
     recommended("a folder for the result", lambda f: (f / "lists").mkdir(), "lists: is a folder", more=("--out", "lists")),
     recommended("a file on the way to the result", put("new", "x"), "new"),
-    recommended("no such policy", lambda _: None, "no such folder here", "Policies of", more=("--model", "models/none")),
+    recommended("no such policy", lambda _: None, "no such folder here", "Policies in", more=("--model", "models/none")),
     recommended("a vocabulary cut off", cut(ITEMS, 0.5), "items.parquet: not a readable parquet file"),
     monitored("no such file", gone("served.parquet"), "served.parquet: no such file"),
     monitored("served lists cut off", cut("served.parquet", 0.5), "served.parquet: not a readable parquet file"),
