@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
 from rl4rec.data.prepared import PreparedData
@@ -120,7 +121,12 @@ class PPOTrainer(PromptTrainer):
     ) -> None:
         self.params = rl.ppo
         self.reward = make_reward(rl, data, own_reward)
-        accelerator = Accelerator(gradient_accumulation_steps=rl.ppo.gradient_accumulation_steps)
+        accelerator = Accelerator(
+            # There is no data loader here; one that an earlier training of this process left must not end accumulation.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=rl.ppo.gradient_accumulation_steps, sync_with_dataloader=False
+            )
+        )
         self.reference = frozen_copy(policy).to(accelerator.device)
         super().__init__(policy, data, rl, rl.ppo, monitor, checkpoints, leave_out=leave_out, accelerator=accelerator)
         self.reference.leave_out = policy.leave_out
