@@ -96,7 +96,7 @@ def test_deliveries_at_once_are_whole_or_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tiny_policy", ["dot"], indirect=True)
 def test_a_reader_gets_one_policy_or_the_other_or_an_error(tiny_policy: SlatePolicy, tmp_path: Path) -> None:
-    stop, found, refused = threading.Event(), set(), []
+    stop, read_one, found, refused = threading.Event(), threading.Event(), set(), []
 
     def read() -> None:
         while not stop.is_set():
@@ -106,6 +106,7 @@ def test_a_reader_gets_one_policy_or_the_other_or_an_error(tiny_policy: SlatePol
                 refused.append(str(error))
                 continue
             found.add(tuple({value for weight in policy.state_dict().values() for value in weight.unique().tolist()}))
+            read_one.set()
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -115,8 +116,9 @@ def test_a_reader_gets_one_policy_or_the_other_or_an_error(tiny_policy: SlatePol
                 for weight in tiny_policy.parameters():
                     weight.fill_(value)
             save_policy(tiny_policy, tmp_path / "policy")
+        assert read_one.wait(60)  # while it is replaced all the time, a slow reader may get messages only
     finally:
         stop.set()
         reader.join()
-    assert found <= {(1.0,), (2.0,)} and found
+    assert found and found <= {(1.0,), (2.0,)}
     assert all(message.endswith("Wait.") for message in refused), refused
