@@ -1,15 +1,13 @@
 """A real browser for what people look at: Debian's chromium, headless, driven by playwright; without it, skip."""
 
-import os
 import shutil
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-# No sandbox for root only (chromium refuses it there), and none of the browser's own traffic.
+# None of the browser's own traffic.
 ARGUMENTS = [
-    *(["--no-sandbox"] if os.geteuid() == 0 else []),
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-gpu",

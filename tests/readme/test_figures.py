@@ -4,6 +4,9 @@ import json
 import re
 from pathlib import Path
 
+from rl4rec.data.vocabulary import build_tokenizer
+from rl4rec.params import load_params
+from rl4rec.policy_init import create_policy
 from rl4rec.report.table import NAMES
 
 ROOT = Path(__file__).parents[2]
@@ -80,3 +83,10 @@ def test_refit_figures_are_those_of_the_committed_metrics() -> None:
         assert found["protocol"]["feedback"] == "latest"
         full, sampled = (found["test"][protocol]["ndcg@10"] for protocol in ("full", "sampled100"))
         assert f"{NAMES[policy]} {full:.4f} / {sampled:.4f}" in readme
+
+
+def test_the_size_of_the_policy_is_that_of_the_settings() -> None:
+    items = [f"item {row}" for row in range(json.loads((ROOT / "metrics/sft.json").read_text())["protocol"]["items"])]
+    policy, _ = create_policy(load_params(ROOT / "params.yaml").policy, items, build_tokenizer(items))
+    millions = sum(weight.numel() for weight in policy.parameters()) / 1e6
+    assert f"(Beauty: {millions:.1f} million weights)" in (ROOT / "README.md").read_text(encoding="utf-8")
