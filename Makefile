@@ -68,7 +68,7 @@ study: $(READY) ## PPO, GRPO and the control over seeds and settings; writes met
 sweep: $(READY) ## search settings of one stage by its validation (sweep.yaml); again: goes on (DIR=.demo: another workspace)
 	@rl4rec sweep $(if $(DIR),--root $(DIR))
 
-test: $(READY) ## all tests, a process a core (some: make test TESTS="tests/test_policy.py -n 0")
+test: $(READY) ## all tests, a process a core (some: make test TESTS="tests/model/test_policy.py -n 0")
 	@pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: $(READY) ## style, types, import order, dvc.yaml against the code, the README against the results

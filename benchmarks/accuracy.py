@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from common import ROOT, finish, in_order, own_cores, pipeline_folder, save, start
 
-from rl4rec.data.prepared import PreparedData
+from rl4rec.data.dataset import PreparedData
 from rl4rec.evaluation.validation import validate
 
 PEER = ROOT / "benchmarks" / "peers"

@@ -152,7 +152,7 @@ def chaos(scratch: Path, *, kills: int, seed: int, stages: tuple[str, ...] = STA
     """A report for each stage, of `kills` runs that were killed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["mlflow", "rl4rec.trainers.grpo", "rl4rec.trainers.ppo", "rl4rec.evaluation.protocols", "rl4rec.data.prepare"]
+        ["mlflow", "rl4rec.train.grpo", "rl4rec.train.ppo", "rl4rec.evaluation.protocols", "rl4rec.data.prepare"]
     )
     rng = random.Random(seed)
     base = scratch / "base"

@@ -21,13 +21,14 @@ import polars as pl
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
 
-from rl4rec.data.prepared import IntArray, PreparedData, Ragged, load_prepared
+from rl4rec.data.dataset import IntArray, PreparedData, Ragged, load_prepared
 from rl4rec.data.vocabulary import ITEM_OFFSET, build_tokenizer
 from rl4rec.evaluation.ranking import Scorer
-from rl4rec.params import PolicyParams, load_params
-from rl4rec.policy_init import create_policy
-from rl4rec.scoring import Factors
-from rl4rec.trainers.monitor import peak_memory_mb
+from rl4rec.model.create import create_policy
+from rl4rec.model.scores import Factors
+from rl4rec.params import PolicyParams
+from rl4rec.settings import load_params
+from rl4rec.train.monitor import peak_memory_mb
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

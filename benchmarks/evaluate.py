@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from common import POLICY, in_order, made_up_data, now, save
 
-from rl4rec.data.prepared import PreparedData
+from rl4rec.data.dataset import PreparedData
 from rl4rec.data.vocabulary import build_tokenizer
 from rl4rec.evaluation.protocols import evaluate
 from rl4rec.evaluation.ranking import ranked_fold
 from rl4rec.evaluation.validation import validate
+from rl4rec.model.create import create_policy
+from rl4rec.model.scores import Factors
 from rl4rec.params import EvaluateParams
-from rl4rec.policy_init import create_policy
-from rl4rec.scoring import Factors
 
 USERS, ROUNDS, FEW_USERS = 22_363, 5, 1_024
 BLOCKS = (32, 64, 128, 512, 4096)

@@ -31,7 +31,7 @@ import psutil
 from common import RESULTS, machine, serving_workspace
 from servers import policy_server
 
-from rl4rec.recommender import Recommender, load_recommender
+from rl4rec.serve.recommender import Recommender, load_recommender
 
 JSON = {"Content-Type": "application/json"}
 POST = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"

@@ -24,15 +24,15 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
-from rl4rec.data.prepared import PreparedData
+from rl4rec.data.dataset import PreparedData
 from rl4rec.data.vocabulary import ITEM_OFFSET, build_tokenizer
+from rl4rec.model.create import create_policy
+from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import CandidateParams, CrossfitParams, GRPOParams, PPOParams, RLParams
-from rl4rec.policy import SlatePolicy
-from rl4rec.policy_init import create_policy
-from rl4rec.rl.prompts import PromptSet
-from rl4rec.trainers.grpo import build_grpo
-from rl4rec.trainers.monitor import Monitor, peak_memory_mb
-from rl4rec.trainers.ppo import PPOTrainer
+from rl4rec.train.grpo import build_grpo
+from rl4rec.train.monitor import Monitor, peak_memory_mb
+from rl4rec.train.ppo import PPOTrainer
+from rl4rec.train.prompts import PromptSet
 
 SLATE = 10
 

@@ -16,10 +16,10 @@ from common import ITEMS, POLICY, ROOT, Numbers, made_up_data, median_step, medi
 from rl import SLATE, rl_settings, silent_monitor
 
 from rl4rec.data.vocabulary import build_tokenizer
+from rl4rec.model.create import create_policy
 from rl4rec.params import CandidateParams, GRPOParams
-from rl4rec.policy_init import create_policy
-from rl4rec.trainers.grpo import build_grpo
-from rl4rec.trainers.monitor import peak_memory_mb
+from rl4rec.train.grpo import build_grpo
+from rl4rec.train.monitor import peak_memory_mb
 
 START = {"generations": 16, "slots": SLATE, "negatives": 500, "items": ITEMS, "prompts": 64}
 SIZES = {

@@ -21,8 +21,8 @@ import polars as pl
 from common import RESULTS, ROOT
 from scipy.stats import hypergeom
 
-from rl4rec.data.prepared import load_prepared
-from rl4rec.evaluation.files import write_json
+from rl4rec._io import write_json
+from rl4rec.data.dataset import load_prepared
 from rl4rec.evaluation.negatives import distinct_rows
 
 K, NEGATIVES = 10, 100

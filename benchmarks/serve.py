@@ -27,7 +27,7 @@ from common import Numbers, now, plain_model, save, serving_workspace
 from servers import mlflow_server, policy_server
 
 from rl4rec.data.vocabulary import ITEM_OFFSET
-from rl4rec.tracking import log_policy_model
+from rl4rec.ops.tracking import log_policy_model
 
 REQUESTS = {1: 100, 64: 10}  # a round
 CLIENTS, SECONDS = 8, 5.0  # at once, and for how long a round

@@ -19,9 +19,9 @@ import numpy as np
 import polars as pl
 from common import RESULTS
 
-from rl4rec.data.prepared import load_prepared
+from rl4rec.data.dataset import load_prepared
 from rl4rec.evaluation.ranking import ranked_fold
-from rl4rec.recommender import Recommendation, load_recommender
+from rl4rec.serve.recommender import Recommendation, load_recommender
 
 AT_ONCE = 256  # users
 

@@ -23,14 +23,14 @@ from common import ITEMS, POLICY, Numbers, made_up_data, median_step, medians, p
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from rl4rec.cross_entropy import NextItemsLoss, fast_matmul_dtype
-from rl4rec.data.prepared import PreparedData
+from rl4rec.data.dataset import PreparedData
 from rl4rec.data.vocabulary import ITEM_OFFSET, build_tokenizer
+from rl4rec.model.create import create_policy
 from rl4rec.params import SFTParams
-from rl4rec.policy_init import create_policy
-from rl4rec.trainers.item_sampler import ItemSampler
-from rl4rec.trainers.monitor import peak_memory_mb
-from rl4rec.trainers.sft import SlateSFTTrainer, next_item_batch, sft_arguments, windows
+from rl4rec.train.cross_entropy import NextItemsLoss, fast_matmul_dtype
+from rl4rec.train.item_sampler import ItemSampler
+from rl4rec.train.monitor import peak_memory_mb
+from rl4rec.train.sft import SlateSFTTrainer, next_item_batch, sft_arguments, windows
 
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "sft_growth.png"
 SFT = SFTParams(batch_size=256)

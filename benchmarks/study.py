@@ -25,12 +25,13 @@ import numpy as np
 import yaml
 from common import ROOT, finish, own_cores, start
 
-from rl4rec.data.prepared import load_prepared
-from rl4rec.evaluation.files import load_evaluation, write_json
-from rl4rec.params import load_params
-from rl4rec.report.comparison import paired_differences, per_user_gains
+from rl4rec._io import write_json
+from rl4rec.data.dataset import load_prepared
+from rl4rec.evaluation.compare import paired_differences, per_user_gains
+from rl4rec.evaluation.files import load_evaluation
+from rl4rec.ops.workspace import merge_settings
 from rl4rec.report.study import study_tables
-from rl4rec.workspace import merge_settings
+from rl4rec.settings import load_params
 
 Changes = dict[str, Any]
 ALGORITHMS = ("grpo", "ppo", "sft_continued")

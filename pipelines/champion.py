@@ -6,9 +6,9 @@ every later run on them. Without new data nothing trains again.
 
 from pathlib import Path
 
+from rl4rec._stage import run_stage
+from rl4rec.ops.champion import fetch_champion, no_champion
 from rl4rec.params import Params
-from rl4rec.registry.champion import fetch_champion, no_champion
-from rl4rec.stage import run_stage
 
 OUT = Path("models/champion")
 

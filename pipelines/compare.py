@@ -3,16 +3,17 @@
 import logging
 from pathlib import Path
 
-from rl4rec.data.prepared import load_prepared
-from rl4rec.evaluation.files import load_evaluation, load_slates, write_json
+from rl4rec._io import write_json
+from rl4rec._stage import run_stage
+from rl4rec.data.dataset import load_prepared
+from rl4rec.evaluation.files import load_evaluation, load_slates
 from rl4rec.evaluation.protocols import evaluate_oracle
+from rl4rec.ops.tracking import stage_run
 from rl4rec.params import Params
 from rl4rec.report import compare_policies, write_report
 from rl4rec.report import examples as shown
 from rl4rec.report.answers import questions
 from rl4rec.report.logs import load_log
-from rl4rec.stage import run_stage
-from rl4rec.tracking import stage_run
 
 POLICIES = ("popularity", "sft", "sft_continued", "ppo", "grpo")
 METRICS, RANKS, SLATES, LOGS, REPORTS = map(Path, ("metrics", "ranks", "slates", "logs", "reports"))

@@ -5,16 +5,16 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from rl4rec.data.prepared import PreparedData, load_prepared
-from rl4rec.distributed import is_main_process
+from rl4rec._process import is_main_process
+from rl4rec._stage import run_stage
+from rl4rec.data.dataset import PreparedData, load_prepared
 from rl4rec.evaluation.validation import validate
+from rl4rec.ops.tracking import stage_run
 from rl4rec.params import Params
-from rl4rec.stage import run_stage
-from rl4rec.tracking import stage_run
-from rl4rec.trainers.checkpoints import run_digest, weights_digest
-from rl4rec.trainers.crossfit import fit_leave_out
-from rl4rec.trainers.history import TrainingLog
-from rl4rec.trainers.monitor import Monitor
+from rl4rec.train.checkpoints import run_digest, weights_digest
+from rl4rec.train.crossfit import fit_leave_out
+from rl4rec.train.log import TrainingLog
+from rl4rec.train.monitor import Monitor
 
 START, OUT, CHECKPOINTS, LOGS = Path("models/sft"), Path("models/crossfit"), Path("checkpoints/crossfit"), Path("logs")
 

@@ -3,13 +3,13 @@
 import logging
 from pathlib import Path
 
-from rl4rec.data.prepared import load_prepared
+from rl4rec._stage import run_variant_stage
+from rl4rec.data.dataset import load_prepared
 from rl4rec.evaluation.files import save_evaluation
 from rl4rec.evaluation.protocols import FOLDS, evaluate
 from rl4rec.evaluation.scorers import load_scorer
+from rl4rec.ops.tracking import stage_run
 from rl4rec.params import Params
-from rl4rec.stage import run_variant_stage
-from rl4rec.tracking import stage_run
 
 POLICIES = ("popularity", "sft", "sft_continued", "ppo", "grpo")
 

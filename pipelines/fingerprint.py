@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from rl4rec._stage import run_stage
 from rl4rec.data.fingerprint import write_fingerprint
 from rl4rec.params import Params
-from rl4rec.stage import run_stage
 
 OUT = Path("data/raw.json")
 

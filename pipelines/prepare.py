@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from rl4rec._stage import run_stage
 from rl4rec.data.prepare import prepare
+from rl4rec.ops.tracking import stage_run
 from rl4rec.params import Params
-from rl4rec.stage import run_stage
-from rl4rec.tracking import stage_run
 
 OUT = Path("data/prepared")
 

@@ -6,7 +6,7 @@ Here: NDCG@k that counts more for a rare item. docs/reward.md has other rewards,
 import torch
 from torch import Tensor
 
-from rl4rec.data.prepared import PreparedData
+from rl4rec.data.dataset import PreparedData
 from rl4rec.metrics import slate_gains
 
 RARITY = 0.5  # 0: plain NDCG; 1: a hit counts in inverse proportion to the item's interactions

@@ -5,23 +5,23 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from rl4rec.data.prepared import load_prepared
-from rl4rec.distributed import is_main_process
+from rl4rec._process import is_main_process
+from rl4rec._stage import run_variant_stage
+from rl4rec.data.dataset import load_prepared
 from rl4rec.errors import UserError
 from rl4rec.evaluation.validation import validate
-from rl4rec.leave_out import load_leave_out
+from rl4rec.model.crossfit_embeddings import load_leave_out
+from rl4rec.model.policy import SlatePolicy, SlatePolicyConfig
+from rl4rec.ops.tracking import stage_run
 from rl4rec.params import ALGORITHMS, Params, UpdateParams
-from rl4rec.policy import SlatePolicy, SlatePolicyConfig
-from rl4rec.rl.prompts import check_slate_fits
-from rl4rec.rl.rewards import GainsFunction
-from rl4rec.seeding import seed_everything
-from rl4rec.stage import run_variant_stage
-from rl4rec.tracking import stage_run
-from rl4rec.trainers.checkpoints import run_digest, weights_digest
-from rl4rec.trainers.grpo import train_grpo
-from rl4rec.trainers.history import TrainingLog
-from rl4rec.trainers.monitor import Monitor
-from rl4rec.trainers.ppo import PPOTrainer
+from rl4rec.train.checkpoints import run_digest, weights_digest
+from rl4rec.train.grpo import train_grpo
+from rl4rec.train.log import TrainingLog
+from rl4rec.train.monitor import Monitor
+from rl4rec.train.ppo import PPOTrainer
+from rl4rec.train.prompts import check_slate_fits
+from rl4rec.train.rewards import GainsFunction
+from rl4rec.train.seeding import seed_everything
 
 START, CROSSFIT = Path("models/sft"), Path("models/crossfit")
 

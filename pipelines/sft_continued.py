@@ -5,19 +5,19 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from rl4rec.data.prepared import load_prepared
-from rl4rec.distributed import is_main_process
+from rl4rec._process import is_main_process
+from rl4rec._stage import run_stage
+from rl4rec.data.dataset import load_prepared
 from rl4rec.evaluation.validation import validate
-from rl4rec.leave_out import load_leave_out
+from rl4rec.model.crossfit_embeddings import load_leave_out
+from rl4rec.model.policy import SlatePolicy
+from rl4rec.ops.tracking import stage_run
 from rl4rec.params import ALGORITHMS, Params
-from rl4rec.policy import SlatePolicy
-from rl4rec.seeding import seed_everything
-from rl4rec.stage import run_stage
-from rl4rec.tracking import stage_run
-from rl4rec.trainers.checkpoints import run_digest, weights_digest
-from rl4rec.trainers.continued import ContinuedSFTTrainer
-from rl4rec.trainers.history import TrainingLog
-from rl4rec.trainers.monitor import Monitor
+from rl4rec.train.checkpoints import run_digest, weights_digest
+from rl4rec.train.continued import ContinuedSFTTrainer
+from rl4rec.train.log import TrainingLog
+from rl4rec.train.monitor import Monitor
+from rl4rec.train.seeding import seed_everything
 
 START, CROSSFIT, OUT = Path("models/sft"), Path("models/crossfit"), Path("models/sft_continued")
 CHECKPOINTS, LOG = Path("checkpoints/sft_continued"), Path("logs/sft_continued.jsonl")

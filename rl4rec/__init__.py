@@ -10,23 +10,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rl4rec.api import Trained, crossfit, grpo, ppo, sft
+    from rl4rec.data.dataset import PreparedData, Ragged, load_prepared
     from rl4rec.data.prepare import prepare
-    from rl4rec.data.prepared import PreparedData, Ragged, load_prepared
     from rl4rec.data.vocabulary import build_tokenizer
     from rl4rec.errors import UserError
+    from rl4rec.evaluation.bootstrap import Interval, paired_bootstrap
+    from rl4rec.evaluation.compare import compare_policies
     from rl4rec.evaluation.protocols import Evaluation, evaluate, evaluate_oracle
     from rl4rec.evaluation.scorers import popularity_scorer
-    from rl4rec.leave_out import LeaveOutEmbeddings
     from rl4rec.metrics import hit_rate, mrr, ndcg, slate_gains
-    from rl4rec.params import Params, load_params
-    from rl4rec.policy import SlatePolicy
-    from rl4rec.policy_init import create_policy
-    from rl4rec.recommender import Recommendation, Recommender, load_recommender
-    from rl4rec.report.comparison import compare_policies
-    from rl4rec.rl.rewards import GainsFunction
-    from rl4rec.saved_policy import load_policy
-    from rl4rec.statistics import Interval, paired_bootstrap
-    from rl4rec.training import Trained, crossfit, grpo, ppo, sft
+    from rl4rec.model.create import create_policy
+    from rl4rec.model.crossfit_embeddings import LeaveOutEmbeddings
+    from rl4rec.model.load import load_policy
+    from rl4rec.model.policy import SlatePolicy
+    from rl4rec.params import Params
+    from rl4rec.serve.recommender import Recommendation, Recommender, load_recommender
+    from rl4rec.settings import load_params
+    from rl4rec.train.rewards import GainsFunction
 
 __version__ = "0.1.0"
 
@@ -67,23 +68,24 @@ __all__ = [
 ]
 
 _MODULES = {
+    "api": ("Trained", "crossfit", "grpo", "ppo", "sft"),
+    "data.dataset": ("PreparedData", "Ragged", "load_prepared"),
     "data.prepare": ("prepare",),
-    "data.prepared": ("PreparedData", "Ragged", "load_prepared"),
     "data.vocabulary": ("build_tokenizer",),
     "errors": ("UserError",),
+    "evaluation.bootstrap": ("Interval", "paired_bootstrap"),
+    "evaluation.compare": ("compare_policies",),
     "evaluation.protocols": ("Evaluation", "evaluate", "evaluate_oracle"),
     "evaluation.scorers": ("popularity_scorer",),
-    "leave_out": ("LeaveOutEmbeddings",),
     "metrics": ("hit_rate", "mrr", "ndcg", "slate_gains"),
-    "params": ("Params", "load_params"),
-    "policy": ("SlatePolicy",),
-    "policy_init": ("create_policy",),
-    "recommender": ("Recommendation", "Recommender", "load_recommender"),
-    "report.comparison": ("compare_policies",),
-    "rl.rewards": ("GainsFunction",),
-    "saved_policy": ("load_policy",),
-    "statistics": ("Interval", "paired_bootstrap"),
-    "training": ("Trained", "crossfit", "grpo", "ppo", "sft"),
+    "model.create": ("create_policy",),
+    "model.crossfit_embeddings": ("LeaveOutEmbeddings",),
+    "model.load": ("load_policy",),
+    "model.policy": ("SlatePolicy",),
+    "params": ("Params",),
+    "serve.recommender": ("Recommendation", "Recommender", "load_recommender"),
+    "settings": ("load_params",),
+    "train.rewards": ("GainsFunction",),
 }
 _HOME = {name: f"rl4rec.{module}" for module, names in _MODULES.items() for name in names}
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rl4rec.data.prepared import PreparedData, Ragged
+from rl4rec.data.dataset import PreparedData, Ragged
 from rl4rec.data.vocabulary import build_tokenizer
+from rl4rec.model.create import create_policy
+from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import PolicyParams
-from rl4rec.policy import SlatePolicy
-from rl4rec.policy_init import create_policy
 
 NUM_ITEMS = 24
 

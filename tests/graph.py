@@ -14,7 +14,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from rl4rec.workspace import make_workspace
+from rl4rec.ops.workspace import make_workspace
 
 ROOT = Path(__file__).parents[1]
 POLICIES = ("popularity", "sft", "sft_continued", "ppo", "grpo")

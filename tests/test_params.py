@@ -13,7 +13,8 @@ import yaml
 from pydantic import ValidationError
 
 from rl4rec.errors import UserError
-from rl4rec.params import GRPOParams, Params, PPOParams, load_params
+from rl4rec.params import GRPOParams, Params, PPOParams
+from rl4rec.settings import load_params
 
 ROOT = Path(__file__).parents[1]
 

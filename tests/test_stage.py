@@ -10,7 +10,7 @@ import pytest
 
 SCRIPT = """
 from rl4rec.errors import UserError
-from rl4rec.stage import {runner}
+from rl4rec._stage import {runner}
 
 def main({arguments}):
     {body}

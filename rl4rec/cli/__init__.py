@@ -5,8 +5,8 @@ The modules add their commands to the application (`rl4rec.cli.app`) in the orde
 
 from rl4rec.cli import project, data, results, registry, serving  # noqa: F401, I001 - the order of the commands
 from rl4rec.cli.app import app
-from rl4rec.messages import outlive_readers
-from rl4rec.stage import reported
+from rl4rec._console import outlive_readers
+from rl4rec._stage import reported
 
 __all__ = ["app", "main"]
 

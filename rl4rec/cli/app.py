@@ -12,10 +12,10 @@ import typer
 from typer.core import TyperGroup
 
 from rl4rec import __version__
+from rl4rec._console import choose_verbosity
+from rl4rec._stage import set_up_process
 from rl4rec.errors import UserError, shown
-from rl4rec.messages import choose_verbosity
 from rl4rec.params import Trained
-from rl4rec.stage import set_up_process
 
 EXIT_STATUSES = (
     "Exit status: 0 done, 1 a fault of the program, 2 an error to act on, 3 refused or not due, 130 interrupted."

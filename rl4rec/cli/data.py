@@ -9,7 +9,7 @@ import typer
 
 from rl4rec.cli.app import DATA, Root, app, check_policy, complete_policy, epilog
 from rl4rec.errors import UserError
-from rl4rec.params import load_params
+from rl4rec.settings import load_params
 
 
 @app.command(rich_help_panel=DATA, epilog=epilog("rl4rec ingest delivery.csv"))
@@ -62,10 +62,10 @@ def monitor(
     params = load_params(root / "params.yaml")
     if incoming is None and served is None:
         raise UserError("nothing to compare: give --incoming, --served or both")
-    from rl4rec.data.prepared import load_prepared
+    from rl4rec._io import write_json
+    from rl4rec.data.dataset import load_prepared
     from rl4rec.data.sources.interactions import read_interactions
-    from rl4rec.drift import measure_drift, read_evaluated, read_served
-    from rl4rec.evaluation.files import write_json
+    from rl4rec.ops.drift import measure_drift, read_evaluated, read_served
 
     evaluated = None
     if served is not None:

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from rl4rec._console import redact
 from rl4rec.cli.app import PROJECT, ParamsPath, Root, app, epilog
 from rl4rec.errors import UserError
-from rl4rec.messages import redact
-from rl4rec.params import load_params
+from rl4rec.settings import load_params
 
 
 @app.command(rich_help_panel=PROJECT, epilog=epilog("rl4rec check-params params.yaml"))
@@ -35,7 +35,7 @@ def check_dvc(root: Root = Path()) -> None:
 
     Needs the project's dvc.yaml, params.yaml, pipelines/ and rl4rec/. Writes nothing.
     """
-    from rl4rec.consistency import check_dvc as find_problems
+    from rl4rec._dvc import check_dvc as find_problems
 
     problems = find_problems(root.resolve())
     if problems:
@@ -55,7 +55,7 @@ def workspace(
 
     Needs the project and a file of overrides. Writes the folder; one that is there is refreshed and keeps its results.
     """
-    from rl4rec.workspace import make_workspace
+    from rl4rec.ops.workspace import make_workspace
 
     make_workspace(root.resolve(), folder.resolve(), overrides)
     typer.echo(f"workspace: {folder}")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rl4rec.cli.app import REGISTRY, ParamsPath, Root, app, check_policy, complete_policy, epilog
-from rl4rec.params import load_params
+from rl4rec.settings import load_params
 
 
 @app.command(
@@ -33,7 +33,7 @@ def promote(
     params = load_params(root / "params.yaml")
     if policy is not None:
         check_policy(policy)
-    from rl4rec.registry.promotion import promote as promote_policy
+    from rl4rec.ops.promote import promote as promote_policy
 
     with contextlib.chdir(root):
         decision = promote_policy(Path(), params, policy=policy)
@@ -51,7 +51,7 @@ def rollback(root: Root = Path()) -> None:
     Needs MLflow with a champion that replaced another. Writes the alias `champion` to MLflow.
     """
     params = load_params(root / "params.yaml")
-    from rl4rec.registry.promotion import roll_back
+    from rl4rec.ops.promote import roll_back
 
     with contextlib.chdir(root):
         earlier, now = roll_back(params)
@@ -66,8 +66,8 @@ def sync(path: ParamsPath = Path("params.yaml")) -> None:
 
     Needs MLflow. Sends .rl4rec/outbox, and removes there what was taken.
     """
-    from rl4rec.tracking import sync as send
-    from rl4rec.tracking import use_server
+    from rl4rec.ops.tracking import sync as send
+    from rl4rec.ops.tracking import use_server
 
     tracking = load_params(path).tracking
     use_server(tracking, patient=True)

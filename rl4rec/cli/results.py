@@ -9,7 +9,7 @@ import typer
 
 from rl4rec.cli.app import RESULTS, Root, app, epilog
 from rl4rec.errors import UserError
-from rl4rec.params import load_settings
+from rl4rec.settings import load_settings
 
 
 @app.command(rich_help_panel=RESULTS, epilog=epilog("rl4rec show-comparison --root .demo"))
@@ -22,7 +22,7 @@ def show_comparison(root: Root = Path()) -> None:
     """
     from rich.console import Console
 
-    from rl4rec.json_files import read_json
+    from rl4rec._io import read_json
     from rl4rec.report import comparison_table
 
     file = root / "metrics" / "comparison.json"
@@ -46,7 +46,7 @@ def charts(root: Root = Path()) -> None:
 
     Needs metrics/comparison.json; the curves need logs/*.jsonl. Writes nothing.
     """
-    from rl4rec.summary import charts as draw
+    from rl4rec.report.charts import charts as draw
 
     typer.echo(draw(root))
 
@@ -64,9 +64,9 @@ def sweep(
     """
     from rich.console import Console
 
-    from rl4rec.sweep.results import advice, sweep_table
-    from rl4rec.sweep.settings import SweepParams
-    from rl4rec.sweep.study import FOLDER, run_sweep
+    from rl4rec.ops.sweep.results import advice, sweep_table
+    from rl4rec.ops.sweep.settings import SweepParams
+    from rl4rec.ops.sweep.study import FOLDER, run_sweep
 
     sweep_params = load_settings(settings, SweepParams)
     rows = run_sweep(root.resolve(), sweep_params, settings)
@@ -86,8 +86,7 @@ def collect_refit(
 
     Needs a refit (`make refit`). Writes metrics/refit/POLICY.json.
     """
-    from rl4rec.evaluation.files import write_json
-    from rl4rec.json_files import read_json
+    from rl4rec._io import read_json, write_json
 
     for policy in ("sft", "sft_continued", "ppo", "grpo"):
         source, target = folder / "metrics" / f"{policy}.json", root / "metrics" / "refit" / f"{policy}.json"

@@ -9,10 +9,10 @@ import typer
 
 from rl4rec.cli.app import SERVING, Root, app, epilog
 from rl4rec.errors import UserError, listed, shown
-from rl4rec.params import load_params
+from rl4rec.settings import load_params
 
 if TYPE_CHECKING:
-    from rl4rec.recommender import Recommender
+    from rl4rec.serve.recommender import Recommender
 
 CHAMPION = "models:/rl4rec@champion"
 
@@ -46,7 +46,7 @@ def recommend(
     import time
 
     recommender = _recommender(model, root)
-    from rl4rec.batch_scoring import recommend_file
+    from rl4rec.serve.batch import recommend_file
 
     since = time.perf_counter()
     count = recommend_file(recommender, users, out, k=k)
@@ -71,7 +71,7 @@ def serve(
     Needs a policy: the champion of MLflow or a folder. Writes nothing. Ctrl-C or SIGTERM ends it.
     """
     recommender = _recommender(model, root)
-    from rl4rec.server import listen, run
+    from rl4rec.serve.http import listen, run
 
     with listen(host, port) as socket:
         typer.echo(f"{model} on http://{host}:{socket.getsockname()[1]}/invocations")
@@ -90,12 +90,12 @@ def _recommender(model: str, root: Path) -> Recommender:
             f"--model {shown(model)}: no such folder here (the path does not start at --root). "
             f"Policies in {(root / 'models').resolve()}: {listed(policies)}."
         )
-    from rl4rec.recommender import load_recommender
+    from rl4rec.serve.recommender import load_recommender
 
     if not served:
         return load_recommender(Path(model), root / "data" / "prepared" / "items.parquet")
-    from rl4rec.registry.download import download_policy
-    from rl4rec.tracking import use_server
+    from rl4rec.ops.download import download_policy
+    from rl4rec.ops.tracking import use_server
 
     use_server(params.tracking, root, patient=True)
     with tempfile.TemporaryDirectory() as scratch:

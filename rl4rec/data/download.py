@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rl4rec._console import Progress
 from rl4rec.errors import UserError
-from rl4rec.progress import Progress
 
 _BLOCK = 1 << 18
 _RETRIABLE = (408, 425, 429)

@@ -13,9 +13,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rl4rec._io import parse_json
 from rl4rec.data.raw import raw_files
 from rl4rec.errors import UserError
-from rl4rec.json_files import parse_json
 from rl4rec.params import DataParams
 
 CACHE = Path("data/.digests.json")

@@ -20,9 +20,9 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from rl4rec.data.dataset import IntArray, PreparedData, Ragged, content_hash, load_prepared
 from rl4rec.data.fingerprint import describe_files
 from rl4rec.data.k_core import DUPLICATE_RULES, ORDER_RULE, drop_duplicates, k_core, number_and_sort
-from rl4rec.data.prepared import IntArray, PreparedData, Ragged, content_hash, load_prepared
 from rl4rec.data.raw import raw_files, read_raw
 from rl4rec.data.sources.simulated import number_of, simulate
 from rl4rec.data.vocabulary import build_tokenizer

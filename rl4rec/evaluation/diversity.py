@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rl4rec.data.prepared import Ragged
+from rl4rec.data.dataset import Ragged
 
 IntArray = npt.NDArray[np.int64]
 _WINDOW = 50  # items of a sequence further apart do not count as together: bounds the pairs of very long sequences

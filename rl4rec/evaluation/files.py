@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import polars as pl
 from pydantic import BaseModel, Field, ValidationError
 
+from rl4rec._io import read_json, read_parquet, write_json, write_parquet
 from rl4rec.errors import UserError, shown
 from rl4rec.evaluation.protocols import FOLDS, METRICS, SLATE_LENGTH, Evaluation
-from rl4rec.json_files import read_json
-from rl4rec.parquet_files import read_parquet
 
 _BEYOND = ("coverage", "popularity", "popularity_percentile")
 
@@ -58,40 +55,14 @@ class _Metrics(BaseModel):
     test: dict[str, dict[str, Value]]
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file through a temporary sibling, so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON with sorted keys: equal content, equal bytes."""
-    write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-
-
 def save_evaluation(
     evaluation: Evaluation, metrics_path: Path, ranks_path: Path, slates_path: Path | None = None
 ) -> None:
     """Write the metrics as JSON, the per-user ranks as parquet, and, with a path for them, the slates too."""
     if slates_path is not None and evaluation.slates is not None:
-        _write_parquet(slates_path, evaluation.slates)
-    _write_parquet(ranks_path, evaluation.ranks)
+        write_parquet(slates_path, evaluation.slates)
+    write_parquet(ranks_path, evaluation.ranks)
     write_json(metrics_path, evaluation.metrics)
-
-
-def _write_parquet(path: Path, table: pl.DataFrame) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        table.write_parquet(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_evaluation(metrics_path: Path, ranks_path: Path) -> Evaluation:

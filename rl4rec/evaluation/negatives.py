@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rl4rec.data.prepared import IntArray, Ragged
+from rl4rec.data.dataset import IntArray, Ragged
 
 _USERS_A_BLOCK = 8192
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rl4rec import metrics
-from rl4rec.data.prepared import Fold, PreparedData
+from rl4rec.data.dataset import Fold, PreparedData
 from rl4rec.evaluation.diversity import CoOccurrence
 from rl4rec.evaluation.negatives import Negatives, sample_negatives
 from rl4rec.evaluation.ranking import (

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rl4rec.data.prepared import Fold, IntArray, PreparedData, Ragged
+from rl4rec._console import Progress
+from rl4rec.data.dataset import Fold, IntArray, PreparedData, Ragged
 from rl4rec.errors import UserError
 from rl4rec.evaluation.negatives import distinct_rows
-from rl4rec.progress import Progress
-from rl4rec.scoring import Factors, top_k
+from rl4rec.model.scores import Factors, top_k
 
 Scorer = Callable[[Sequence[IntArray]], Tensor | Factors]
 """Histories of b users (oldest item first) -> (b, I) next-item scores over the catalogue, seen items included; or

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from rl4rec.data.prepared import PreparedData
+from rl4rec.data.dataset import PreparedData
 from rl4rec.errors import UserError
 from rl4rec.evaluation.ranking import Scorer
 
@@ -37,7 +37,7 @@ def load_scorer(name: str, data: PreparedData, models: Path) -> Scorer:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no policy there (config.json is missing). Run `dvc repro {stage}` first.")
     # transformers takes seconds to import, and the baseline needs none of it
-    from rl4rec.saved_policy import load_policy
+    from rl4rec.model.load import load_policy
 
     policy = load_policy(folder, then=f"Run `dvc repro {stage}`.")
     if policy.num_items != data.num_items:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rl4rec import metrics
-from rl4rec.data.prepared import Fold, PreparedData
+from rl4rec.data.dataset import Fold, PreparedData
 from rl4rec.evaluation.ranking import Scorer, full_ranks, ranked_fold, score_blocks
 
 

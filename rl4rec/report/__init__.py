@@ -1,6 +1,6 @@
 """The comparison of the policies and the report about it."""
 
-from rl4rec.report.comparison import compare_policies
+from rl4rec.evaluation.compare import compare_policies
 from rl4rec.report.table import comparison_table
 from rl4rec.report.write import write_report
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rl4rec.report.comparison import interval_key
+from rl4rec.evaluation.compare import interval_key
 from rl4rec.report.table import NAMES, verdict
 
 _QUESTIONS = (

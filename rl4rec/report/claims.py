@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rl4rec.evaluation.compare import interval_key
 from rl4rec.params import RLParams
-from rl4rec.report.comparison import interval_key
 from rl4rec.report.logs import FloatArray, TrainingLog
 
 Verdict = Literal["supported", "not supported", "not measured here", "by design"]

@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from rl4rec import metrics
-from rl4rec.data.prepared import IntArray, PreparedData, Split
+from rl4rec.data.dataset import IntArray, PreparedData, Split
 from rl4rec.errors import UserError
 from rl4rec.evaluation.protocols import SLATE_LENGTH, Evaluation
 from rl4rec.report.logs import FloatArray

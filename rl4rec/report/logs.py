@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from rl4rec._io import parse_json
 from rl4rec.errors import UserError, shown
-from rl4rec.json_files import parse_json
 
 Progress = Literal["step", "samples", "seconds"]
 FloatArray = npt.NDArray[np.float64]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl4rec.report.comparison import PAIRS, interval_key
+from rl4rec.evaluation.compare import PAIRS, interval_key
 from rl4rec.report.figure import COLOURS, INK, MARKERS, Plot, render
 from rl4rec.report.logs import FloatArray, Progress, TrainingLog
 from rl4rec.report.table import NAMES

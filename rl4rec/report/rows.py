@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rl4rec.evaluation.compare import PAIRS, interval_key
 from rl4rec.params import RLParams
-from rl4rec.report.comparison import PAIRS, interval_key
 from rl4rec.report.table import NAMES, headline_metrics, verdict
 
 _MEANING = {

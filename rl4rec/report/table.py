@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from rl4rec.report.comparison import PAIRS, interval_key
+from rl4rec.evaluation.compare import PAIRS, interval_key
 
 NAMES = {
     "popularity": "Popularity",

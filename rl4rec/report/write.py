@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rl4rec.evaluation.files import write_text
+from rl4rec._io import write_bytes, write_text
 from rl4rec.params import RLParams
 from rl4rec.report.answers import questions
 from rl4rec.report.claims import claims
@@ -55,9 +54,9 @@ def write_report(
 
     plots, plot_notes = draw_plots(comparison, logs)
     for plot in plots:
-        _write_bytes(folder / "plots" / f"{plot.name}.png", plot.png)
+        write_bytes(folder / "plots" / f"{plot.name}.png", plot.png)
     environment = Environment(
-        loader=PackageLoader("rl4rec"),
+        loader=PackageLoader("rl4rec.report"),
         autoescape=select_autoescape(enabled_extensions=("html.j2",)),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -101,10 +100,3 @@ def write_report(
 def _cell(text: object) -> str:
     """Any text as the content of a cell of a Markdown table."""
     return " ".join(str(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)

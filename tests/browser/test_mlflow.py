@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
-from rl4rec.params import load_params
+from rl4rec.settings import load_params
 from tests.graph import finished_graph
 from tests.servers import mlflow_server
 

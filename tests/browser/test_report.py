@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page
 from rl4rec.params import CompareParams, RLParams
 from rl4rec.report import compare_policies, write_report
 from rl4rec.report.logs import TrainingLog
-from tests.report.test_comparison import four
+from tests.evaluation.test_compare import four
 from tests.report.test_write import HOSTILE, examples, training_log
 
 SECTIONS = [

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 import yaml
 
-from rl4rec.params import load_params
+from rl4rec.settings import load_params
 from tests.contributing.recipes import apply_hunk, read_recipes
 
 ROOT = Path(__file__).parents[2]

@@ -108,7 +108,7 @@ def test_the_wheel_is_the_package_and_imports(tmp_path: Path) -> None:
     }
     info = f"rl4rec-{rl4rec.__version__}.dist-info/"
     assert {name for name in names if not name.startswith(info)} == package
-    assert {"rl4rec/py.typed", "rl4rec/templates/report.html.j2", f"{info}licenses/LICENSE"} <= names
+    assert {"rl4rec/py.typed", "rl4rec/report/templates/report.html.j2", f"{info}licenses/LICENSE"} <= names
     subprocess.run([*pip, "install", *offline, "--target", str(target), str(wheel)], check=True, capture_output=True)
     code = f"import sys; sys.path.insert(0, {str(target)!r}); import rl4rec; print(rl4rec.__file__)"
     done = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True)

@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 
 from rl4rec.data import prepare as prepare_module
+from rl4rec.data.dataset import load_prepared
 from rl4rec.data.fingerprint import write_fingerprint
 from rl4rec.data.prepare import prepare
-from rl4rec.data.prepared import load_prepared
 from rl4rec.errors import UserError
 from rl4rec.params import DataParams
 

@@ -2,9 +2,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from rl4rec.data.dataset import PreparedData, Ragged, Split
 from rl4rec.data.k_core import k_core
 from rl4rec.data.prepare import prepare
-from rl4rec.data.prepared import PreparedData, Ragged, Split
 from rl4rec.data.sources.simulated import Shop, number_of, simulate
 from rl4rec.params import DataParams, SimulatedShop
 

@@ -12,9 +12,10 @@ import typer
 import yaml
 
 from rl4rec.cli import app
-from rl4rec.params import Params, validate_settings
-from rl4rec.sweep.settings import SweepParams
-from rl4rec.workspace import merge_settings
+from rl4rec.ops.sweep.settings import SweepParams
+from rl4rec.ops.workspace import merge_settings
+from rl4rec.params import Params
+from rl4rec.settings import validate_settings
 from tests.docs.markdown import GUIDES, ROOT, blocks, code_spans
 
 COMMAND = typer.main.get_command(app)

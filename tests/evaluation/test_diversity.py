@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rl4rec.data.prepared import Ragged
+from rl4rec.data.dataset import Ragged
 from rl4rec.evaluation import diversity as module
 from rl4rec.evaluation.diversity import CoOccurrence
 

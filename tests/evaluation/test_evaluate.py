@@ -11,14 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl4rec import scoring
-from rl4rec.data.prepared import PreparedData, Ragged
+from rl4rec.data.dataset import PreparedData, Ragged
 from rl4rec.errors import UserError
 from rl4rec.evaluation.protocols import evaluate, evaluate_oracle
 from rl4rec.evaluation.scorers import popularity_scorer
 from rl4rec.evaluation.validation import validate
+from rl4rec.model import scores as scoring
+from rl4rec.model.scores import Factors
 from rl4rec.params import EvaluateParams
-from rl4rec.scoring import Factors
 
 
 def prepared(sequences: list[list[int]], num_items: int, folder: Path = Path("data/prepared")) -> PreparedData:

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl4rec.data.prepared import Ragged
+from rl4rec.data.dataset import Ragged
 from rl4rec.evaluation.negatives import distinct_rows, sample_negatives
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from rl4rec.data.prepared import PreparedData, Ragged
+from rl4rec.data.dataset import PreparedData, Ragged
 from rl4rec.errors import UserError
 from rl4rec.evaluation.protocols import evaluate
 from rl4rec.evaluation.scorers import load_scorer, popularity_scorer
+from rl4rec.model.policy import SlatePolicy, SlatePolicyConfig
 from rl4rec.params import EvaluateParams
-from rl4rec.policy import SlatePolicy, SlatePolicyConfig
 
 SEQUENCES = [[0, 1, 2, 3], [3, 2, 1, 0], [4, 0, 5, 1]]
 

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rl4rec.data.prepared import PreparedData, Ragged
+from rl4rec.data.dataset import PreparedData, Ragged
 from rl4rec.data.vocabulary import build_tokenizer
+from rl4rec.model.create import create_policy
+from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import PolicyParams, RLParams
-from rl4rec.policy import SlatePolicy
-from rl4rec.policy_init import create_policy
-from rl4rec.seeding import seed_everything
-from rl4rec.trainers.grpo import SlateGRPOTrainer, build_grpo
-from rl4rec.trainers.ppo import PPOTrainer
-from tests.trainers.helpers import make_monitor, rl_params
+from rl4rec.train.grpo import SlateGRPOTrainer, build_grpo
+from rl4rec.train.ppo import PPOTrainer
+from rl4rec.train.seeding import seed_everything
+from tests.train.helpers import make_monitor, rl_params
 
 ITEMS, K = 8, 3
 GAINS = [1 / math.log2(slot + 2) for slot in range(K)]

@@ -6,8 +6,8 @@ import math
 import torch
 
 from rl4rec.metrics import slate_gains
-from rl4rec.rl.advantages import gae, live_slots
-from rl4rec.slates import sample_slates, slate_log_probs
+from rl4rec.model.slates import sample_slates, slate_log_probs
+from rl4rec.train.losses import gae, live_slots
 
 ITEMS, K, TARGET, SAMPLES = 5, 3, 2, 60_000
 SUPPORT = torch.ones(1, ITEMS, dtype=torch.bool)

@@ -10,7 +10,7 @@ import mlflow
 import pytest
 import yaml
 
-from rl4rec.params import load_params
+from rl4rec.settings import load_params
 from tests.docs.markdown import glossary, in_general
 from tests.graph import POLICIES, ROOT, STAGES, finished_graph, make_project, run, stages_run
 

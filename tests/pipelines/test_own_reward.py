@@ -14,16 +14,16 @@ import pytest
 import torch
 import yaml
 
-from rl4rec.data.prepared import PreparedData
+from rl4rec._io import read_yaml
+from rl4rec.data.dataset import PreparedData
 from rl4rec.metrics import slate_gains
-from rl4rec.params import load_params
-from rl4rec.sweep.space import read_stage
-from rl4rec.sweep.trial import train
-from rl4rec.tracking import StageRun
-from rl4rec.workspace import make_workspace, merge_settings
-from rl4rec.yaml_files import read_yaml
+from rl4rec.ops.sweep.space import read_stage
+from rl4rec.ops.sweep.trial import train
+from rl4rec.ops.tracking import StageRun
+from rl4rec.ops.workspace import make_workspace, merge_settings
+from rl4rec.settings import load_params
 from tests.graph import ROOT, TINY
-from tests.sweep.test_stages import run_script
+from tests.ops.sweep.test_stages import run_script
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rl4rec.data.prepared import load_prepared
-from rl4rec.workspace import merge_settings
+from rl4rec.data.dataset import load_prepared
+from rl4rec.ops.workspace import merge_settings
 from tests.graph import ROOT, TINY, make_project, run
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,8 @@ import yaml
 from mlflow import MlflowClient
 
 from rl4rec.data.sources.simulated import simulate
-from rl4rec.params import SimulatedShop, load_params
+from rl4rec.params import SimulatedShop
+from rl4rec.settings import load_params
 from tests.graph import ROOT, STAGES, make_project, run, stages_run
 from tests.servers import mlflow_server
 

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 from rl4rec.data.vocabulary import build_tokenizer
-from rl4rec.params import load_params
-from rl4rec.policy_init import create_policy
+from rl4rec.model.create import create_policy
 from rl4rec.report.table import NAMES
+from rl4rec.settings import load_params
 
 ROOT = Path(__file__).parents[2]
 COLUMNS = (("full", "ndcg@10"), ("full", "hit@10"), ("sampled100", "ndcg@10"), ("sampled100", "hit@10"))

@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 import yaml
 
-from rl4rec.workspace import make_workspace
+from rl4rec.ops.workspace import make_workspace
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

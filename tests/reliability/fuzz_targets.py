@@ -18,22 +18,23 @@ from typing import NamedTuple
 import polars as pl
 import torch
 
-from rl4rec.batch_scoring import recommend_file
+from rl4rec.data.dataset import load_prepared
 from rl4rec.data.fingerprint import write_fingerprint
 from rl4rec.data.ingest import ingest
 from rl4rec.data.prepare import prepare
-from rl4rec.data.prepared import load_prepared
-from rl4rec.drift import measure_drift, read_evaluated, read_served
 from rl4rec.errors import UserError
 from rl4rec.evaluation.files import load_evaluation, load_slates
-from rl4rec.leave_out import LeaveOutEmbeddings, load_leave_out
-from rl4rec.params import Columns, CompareParams, DataParams, MonitorParams, load_params
-from rl4rec.recommender import Recommender, load_recommender
+from rl4rec.model.crossfit_embeddings import LeaveOutEmbeddings, load_leave_out
+from rl4rec.model.load import load_policy
+from rl4rec.ops.drift import measure_drift, read_evaluated, read_served
+from rl4rec.ops.workspace import make_workspace as make_pipeline_workspace
+from rl4rec.params import Columns, CompareParams, DataParams, MonitorParams
 from rl4rec.report import compare_policies
 from rl4rec.report.claims import claims
 from rl4rec.report.logs import load_log
-from rl4rec.saved_policy import load_policy
-from rl4rec.workspace import make_workspace as make_pipeline_workspace
+from rl4rec.serve.batch import recommend_file
+from rl4rec.serve.recommender import Recommender, load_recommender
+from rl4rec.settings import load_params
 from tests.reliability.workspace import NUM_ITEMS, SETTINGS
 
 ROOT = Path(__file__).parents[2]

@@ -16,17 +16,17 @@ from rl4rec.data.ingest import ingest
 from rl4rec.data.sources.interactions import read_interactions
 from rl4rec.data.store import store_files
 from rl4rec.errors import UserError
+from rl4rec.model.load import load_policy
+from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import Columns
-from rl4rec.policy import SlatePolicy
-from rl4rec.saved_policy import load_policy
-from rl4rec.trainers.monitor import save_policy
+from rl4rec.train.monitor import save_policy
 from tests.graph import TINY, make_project
 
 SLOW_PREPARE = """
 import time
 from pathlib import Path
 from rl4rec.params import Params
-from rl4rec.stage import run_stage
+from rl4rec._stage import run_stage
 def main(params: Params) -> None:
     print(params.data.source)
     while not Path("go").exists():

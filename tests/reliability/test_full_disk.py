@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.trainers.helpers import same_weights
+from tests.train.helpers import same_weights
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from rl4rec.data.sources.interactions import read_interactions
 from rl4rec.data.sources.sequences import read_sequences
 from rl4rec.errors import UserError
-from rl4rec.params import Columns, Params, load_params
+from rl4rec.params import Columns, Params
+from rl4rec.settings import load_params
 from tests.reliability.fuzz_targets import TARGETS, attempt
 
 # The same examples on every machine and in every run; `make fuzz` looks for new ones.

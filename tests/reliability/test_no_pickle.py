@@ -14,20 +14,20 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rl4rec.data.prepared import PreparedData
+from rl4rec.data.dataset import PreparedData
 from rl4rec.errors import UserError
+from rl4rec.model.create import create_policy
+from rl4rec.model.load import load_policy
+from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import ContinuedParams, PolicyParams, SFTParams
-from rl4rec.policy import SlatePolicy
-from rl4rec.policy_init import create_policy
-from rl4rec.recommender import load_recommender
-from rl4rec.saved_policy import load_policy
-from rl4rec.seeding import seed_everything
-from rl4rec.trainers.continued import ContinuedSFTTrainer
-from rl4rec.trainers.grpo import train_grpo
-from rl4rec.trainers.ppo import PPOTrainer
-from rl4rec.trainers.sft import train_sft
+from rl4rec.serve.recommender import load_recommender
+from rl4rec.train.continued import ContinuedSFTTrainer
+from rl4rec.train.grpo import train_grpo
+from rl4rec.train.ppo import PPOTrainer
+from rl4rec.train.seeding import seed_everything
+from rl4rec.train.sft import train_sft
 from tests.reliability.bad_inputs import PICKLE, set_config, set_inner
-from tests.trainers.helpers import make_monitor, raises_interrupted, rl_params, same_weights
+from tests.train.helpers import make_monitor, raises_interrupted, rl_params, same_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -257,7 +257,7 @@ def test_a_model_of_the_registry_is_loaded_without_unpickling(
     package = ROOT / "rl4rec"
     mlflow.pyfunc.save_model(
         tmp_path / "model",
-        python_model=str(package / "serving.py"),
+        python_model=str(package / "serve" / "mlflow_model.py"),
         artifacts={"policy": str(sft_folder), "items": str(save_prepared.folder / "items.parquet")},
         pip_requirements=[],
     )
@@ -293,8 +293,8 @@ def test_code_of_a_folders_own_is_not_run(sft_folder: Path, tmp_path: Path, plac
     change = set_config if place == "config" else set_inner
     change(auto_map={name: "evil.Model" for name in ("AutoModelForCausalLM", "AutoModel", "AutoConfig")})(tmp_path)
     for code in (
-        "from pathlib import Path; from rl4rec.saved_policy import load_policy; load_policy(Path('models/sft'))",
-        "from rl4rec.policy import SlatePolicy; SlatePolicy.from_pretrained('models/sft')",
+        "from pathlib import Path; from rl4rec.model.load import load_policy; load_policy(Path('models/sft'))",
+        "from rl4rec.model.policy import SlatePolicy; SlatePolicy.from_pretrained('models/sft')",
     ):
         subprocess.run(
             [sys.executable, "-c", code],

@@ -18,13 +18,13 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from rl4rec._console import RedactingFormatter, redact
 from rl4rec.data.download import RemoteFile, download
 from rl4rec.data.sources.amazon import OFFICIAL
 from rl4rec.errors import UserError
-from rl4rec.messages import RedactingFormatter, redact
+from rl4rec.ops.download import download_policy
+from rl4rec.ops.tracking import stage_run
 from rl4rec.params import Params
-from rl4rec.registry.download import download_policy
-from rl4rec.tracking import stage_run
 from tests.reliability.conftest import ROOT, Run
 
 PASSWORD = "hunter2-and/more@x"

@@ -9,15 +9,16 @@ import polars as pl
 import torch
 import yaml
 
+from rl4rec._io import write_json
 from rl4rec.data.prepare import prepare
 from rl4rec.data.vocabulary import build_tokenizer
-from rl4rec.evaluation.files import save_evaluation, write_json
+from rl4rec.evaluation.files import save_evaluation
 from rl4rec.evaluation.protocols import evaluate
 from rl4rec.evaluation.scorers import popularity_scorer
+from rl4rec.model.create import create_policy
 from rl4rec.params import Params
-from rl4rec.policy_init import create_policy
 from rl4rec.report import compare_policies
-from rl4rec.trainers.monitor import save_policy
+from rl4rec.train.monitor import save_policy
 
 NUM_ITEMS = 24
 SETTINGS = {

@@ -3,7 +3,7 @@
 from rl4rec.params import CompareParams
 from rl4rec.report import compare_policies
 from rl4rec.report.answers import questions
-from tests.report.test_comparison import evaluation, four
+from tests.evaluation.test_compare import evaluation, four
 
 PARAMS = CompareParams(bootstrap_samples=200)
 

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rl4rec.data.prepared import PreparedData, Ragged
+from rl4rec.data.dataset import PreparedData, Ragged
 from rl4rec.errors import UserError
 from rl4rec.evaluation.protocols import Evaluation
 from rl4rec.report.examples import Example, choose_users, find_examples

@@ -11,7 +11,7 @@ from rl4rec.params import CompareParams, RLParams
 from rl4rec.report import compare_policies, write_report
 from rl4rec.report.examples import Example, Item, Slate
 from rl4rec.report.logs import TrainingLog
-from tests.report.test_comparison import four
+from tests.evaluation.test_compare import four
 
 PARAMS = RLParams(k=2)
 

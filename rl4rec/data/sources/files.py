@@ -12,8 +12,8 @@ from typing import NoReturn
 import numpy as np
 import polars as pl
 
+from rl4rec._io import parse_json
 from rl4rec.errors import UserError, listed, shown
-from rl4rec.json_files import parse_json
 
 LINE = "<line>"  # column with a record's line number; no likely name of a user's own column
 _BLANK = "<blank>"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
+from rl4rec._io import parse_json, read_parquet
 from rl4rec.data.sources.files import (
     LINE,
     check_complete,
@@ -19,9 +20,7 @@ from rl4rec.data.sources.files import (
     read_json_lines,
 )
 from rl4rec.errors import UserError, shown
-from rl4rec.json_files import parse_json
 from rl4rec.params import Columns
-from rl4rec.parquet_files import read_parquet
 
 
 def read_interactions(path: Path, columns: Columns) -> pl.DataFrame:

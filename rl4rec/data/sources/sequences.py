@@ -6,9 +6,9 @@ from pathlib import Path
 
 import polars as pl
 
+from rl4rec._io import parse_json
 from rl4rec.data.sources.files import check_ids, read_text
 from rl4rec.errors import UserError, shown
-from rl4rec.json_files import parse_json
 
 
 def read_sequences(path: Path, item_names: Path | None = None) -> pl.DataFrame:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from rl4rec.data.prepared import IntArray, Ragged
+from rl4rec.data.dataset import IntArray, Ragged
 from rl4rec.params import SimulatedShop
 
 LEAD = 0.6

@@ -1,0 +1,1 @@
+"""Policies: histories to scores to slates."""

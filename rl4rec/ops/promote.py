@@ -1,0 +1,170 @@
+"""Promotion in the MLflow registry: aliases `candidate` and `champion` of one registered model.
+
+Side effects on a shared server are a step of CI, not a stage of DVC. One promotion runs at a time: the lock is a
+registered model of its own, because making one is the operation that every MLflow backend does atomically.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+from typing import get_args
+
+import mlflow
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from rl4rec._io import write_json
+from rl4rec.data.dataset import PreparedData, load_prepared
+from rl4rec.errors import UserError, shown
+from rl4rec.evaluation.files import load_evaluation
+from rl4rec.evaluation.protocols import Evaluation
+from rl4rec.ops.download import download_policy
+from rl4rec.ops.gate import Decision, Measured, decide
+from rl4rec.ops.measure import comparable, evaluate_elsewhere, measured
+from rl4rec.ops.registry import CHAMPION, DATA, FEEDBACK, REASON, WEIGHTS, Registry
+from rl4rec.ops.tracking import connect, log_policy_model
+from rl4rec.params import Params, Trained
+from rl4rec.train.checkpoints import weights_digest
+
+
+def promote(folder: Path, params: Params, *, policy: str | None = None) -> Decision:
+    """Register the best candidate of a pipeline run, and make it the champion if the gate lets it through.
+
+    Args:
+        folder: where `dvc repro` ran.
+        params: its settings.
+        policy: which policy; None: that of `compare.gate.candidates` with the best validation of the gate's metric.
+
+    Raises:
+        UserError: an evaluation is missing or of other data, or the registry cannot be reached.
+    """
+    gate, data = params.compare.gate, load_prepared(folder / "data" / "prepared")
+    evaluations = {name: _evaluation(folder, name, data) for name in ([policy] if policy else gate.candidates)}
+    name = policy or max(evaluations, key=lambda each: _validation(evaluations[each], gate.metric))
+    ours = measured(evaluations[name], gate.fold)
+    for metric in (gate.metric, *gate.guards):
+        if metric not in ours.users and metric not in ours.values:
+            known = ", ".join(sorted({*ours.users, *ours.values}))
+            raise UserError(f"params.yaml: compare.gate: {metric} is not measured. Choose one of {known}")
+    weights = weights_digest(folder / "models" / name)
+    try:
+        client, _ = connect(params.tracking, patient=True)
+        registry = Registry(client, params.tracking.registered_model)
+        with registry.lock():
+            champion = registry.version(CHAMPION)
+            if champion is not None and (champion.tags.get(WEIGHTS), champion.tags.get(DATA)) == (
+                weights,
+                data.data_hash,
+            ):
+                return Decision(False, f"{name} is the champion already (version {champion.version})")
+            feedback = "latest" if "latest" in (params.sft.feedback, params.rl.feedback) else "training"
+            tags = _lineage(folder) | {
+                WEIGHTS: weights, DATA: data.data_hash, FEEDBACK: feedback, "rl4rec.policy": name
+            }  # fmt: skip
+            with mlflow.start_run(run_name=f"promote-{name}", tags={"rl4rec.stage": "promote", **tags}) as run:
+                model = log_policy_model(folder / "models" / name, data)
+                for file in (folder / "metrics" / f"{name}.json", folder / "ranks" / f"{name}.parquet"):
+                    mlflow.log_artifact(str(file), "evaluation")
+                version = registry.add(model, run.info.run_id, tags)
+                theirs = None if champion is None else _champion(champion, evaluations[name], data, params)
+                decision = decide(ours, theirs, gate, params.compare)
+                _record(decision)
+                registry.tag(version, REASON, f"{'promoted' if decision.promoted else 'refused'}: {decision.reason}")
+                if decision.promoted:
+                    registry.crown(version, replaced=champion)
+                return decision
+    except MlflowException as error:
+        raise UserError(_unavailable(error)) from None
+
+
+def roll_back(params: Params) -> tuple[str, str]:
+    """Give the champion's alias back to the version it replaced; (from, to)."""
+    try:
+        client, _ = connect(params.tracking, patient=True)
+        registry = Registry(client, params.tracking.registered_model)
+        with registry.lock():
+            return registry.roll_back()
+    except MlflowException as error:
+        raise UserError(_unavailable(error)) from None
+
+
+def _unavailable(error: MlflowException) -> str:
+    return (
+        f"MLflow registry: {str(error).splitlines()[0][:300]}. See that the server of MLFLOW_TRACKING_URI or "
+        "tracking.uri answers, and run the command again"
+    )
+
+
+def _evaluation(folder: Path, name: str, data: PreparedData) -> Evaluation:
+    found = load_evaluation(folder / "metrics" / f"{name}.json", folder / "ranks" / f"{name}.parquet")
+    of = found.metrics["protocol"]["data_hash"]
+    if of != data.data_hash:
+        raise UserError(
+            f"metrics/{name}.json is of other data ({of}) than data/prepared ({data.data_hash}). Run `dvc repro`."
+        )
+    return found
+
+
+def _validation(evaluation: Evaluation, metric: str) -> float:
+    protocol, _, key = metric.partition("/")
+    try:
+        return float(evaluation.metrics["valid"][protocol][key])
+    except KeyError:
+        raise UserError(
+            f"params.yaml: compare.gate.metric: {metric} is not in the evaluation of "
+            f"{evaluation.metrics['policy']}. Choose one of the keys in its metrics file"
+        ) from None
+
+
+def _champion(version: ModelVersion, candidate: Evaluation, data: PreparedData, params: Params) -> Measured:
+    """The champion on the candidate's data and protocol: its own evaluation if that fits, else a new one."""
+    name, address = version.tags.get("rl4rec.policy", ""), f"models:/{version.name}/{version.version}"
+    if name not in get_args(Trained):  # it becomes a part of paths
+        raise UserError(
+            f"{version.name} version {version.version}: its tag rl4rec.model.policy is {shown(name)}, expected one of "
+            f"{', '.join(get_args(Trained))}. Mend the tag in the MLflow UI, or go back with `rl4rec rollback`"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            files = Path(
+                mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="evaluation", dst_path=scratch)
+            )
+            evaluation = load_evaluation(files / f"{name}.json", files / f"{name}.parquet")
+        except (MlflowException, OSError, UserError):
+            evaluation = None  # its run was deleted: the model may still be there
+        if evaluation is None or not comparable(evaluation, candidate):
+            try:
+                policy, items = download_policy(address, Path(scratch, "model"))
+            except UserError as error:
+                raise UserError(
+                    f"the champion, version {version.version}, cannot be measured: {error} Restore its artifacts, name "
+                    f"another champion with `rl4rec rollback`, or remove the alias '{CHAMPION}' of {version.name}"
+                ) from None
+            evaluation = evaluate_elsewhere(policy, items, data, params.evaluate)
+        return measured(evaluation, params.compare.gate.fold)
+
+
+def _record(decision: Decision) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, "decision.json")
+        write_json(path, json.loads(json.dumps(decision.as_dict())))
+        mlflow.log_artifact(str(path))
+    mlflow.set_tag(REASON, f"{'promoted' if decision.promoted else 'refused'}: {decision.reason}")
+    for check in decision.checks:
+        mlflow.log_metric(f"gate/{check.metric.replace('@', '_at_')}", check.change)
+
+
+def _lineage(folder: Path) -> dict[str, str]:
+    """What links a version to what made it: the commit, and the lock that names all inputs of all stages."""
+    lock = folder / "dvc.lock"
+    tags = {"rl4rec.dvc_lock": sha256(lock.read_bytes()).hexdigest()[:16]} if lock.exists() else {}
+    git = ["git", "-C", str(folder)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if commit.returncode == 0:
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+        tags["rl4rec.git_commit"] = commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+    return tags

@@ -1,1 +1,0 @@
-"""Pure reinforcement-learning maths on tensors: prompts, candidates, advantages, losses."""

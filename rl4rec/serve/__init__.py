@@ -1,0 +1,1 @@
+"""Serving: a saved policy answers with lists of items."""

@@ -1,0 +1,168 @@
+"""Checkpoints: which one is resumed, damage, and that nothing in them is a pickle."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rl4rec.data.dataset import PreparedData
+from rl4rec.model.policy import SlatePolicy
+from rl4rec.train.checkpoints import (
+    latest_checkpoint,
+    load_generators,
+    load_optimizer,
+    run_digest,
+    save_generators,
+    save_optimizer,
+    seal,
+)
+from rl4rec.train.grpo import train_grpo
+from rl4rec.train.ppo import PPOTrainer
+from rl4rec.train.seeding import seed_everything
+from tests.train.helpers import make_monitor, raises_interrupted, rl_params, same_weights
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    path = folder / f"checkpoint-{step}"
+    (path / "best").mkdir(parents=True)
+    (path / "model.safetensors").write_bytes(bytes(range(200)))
+    (path / "best/config.json").write_text("{}")
+    return path
+
+
+def test_of_sealed_checkpoints_of_the_same_run_the_newest_is_found_and_two_are_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "ck"
+    digest = run_digest({"learning_rate": 1e-3})
+    assert digest != run_digest({"learning_rate": 2e-3})
+    assert latest_checkpoint(folder, digest) is None
+    for step in (5, 10, 20):
+        seal(checkpoint(folder, step))
+    checkpoint(folder, 100)  # interrupted while it was written
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == [
+        "checkpoint-10",
+        "checkpoint-100",
+        "checkpoint-20",
+    ]
+    assert latest_checkpoint(folder, digest) == folder / "checkpoint-20"
+    assert not (folder / "checkpoint-100").exists()
+    assert latest_checkpoint(folder, run_digest({"learning_rate": 2e-3})) is None
+    assert not list(folder.glob("checkpoint-*"))
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray((path / "model.safetensors").read_bytes())
+    content[77] ^= 4
+    (path / "model.safetensors").write_bytes(content)
+
+
+DAMAGE: list[tuple[Callable[[Path], object], str]] = [
+    (flip_a_bit, "model.safetensors has changed since it was written"),
+    (lambda path: (path / "model.safetensors").write_bytes(b"\0" * 100), "model.safetensors has changed"),
+    (lambda path: (path / "best/config.json").unlink(), "best/config.json: No such file"),
+    (lambda path: (path / "manifest.json").write_text('{"model'), "manifest.json cannot be read"),
+    (lambda path: (path / "manifest.json").unlink(), "it was not written to its end"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], object], message: str
+) -> None:
+    folder = tmp_path / "ck"
+    assert latest_checkpoint(folder, "d") is None
+    for step in (5, 10):
+        seal(checkpoint(folder, step))
+    damage(folder / "checkpoint-10")
+    with caplog.at_level(logging.WARNING):
+        assert latest_checkpoint(folder, "d") == folder / "checkpoint-5"
+    assert f"{folder}/checkpoint-10 cannot be used: {message}" in caplog.text
+    damage(folder / "checkpoint-5")
+    assert latest_checkpoint(folder, "d") is None
+
+
+def test_optimizer_and_schedule_come_back_bit_for_bit(tmp_path: Path) -> None:
+    def make() -> tuple[torch.nn.Linear, torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(3, 2)
+        optimizer = torch.optim.AdamW(
+            [{"params": [layer.weight], "lr": 0.1}, {"params": [layer.bias], "lr": 0.3}], betas=(0.9, 0.98)
+        )
+        return layer, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 3))
+
+    def train(layer: torch.nn.Linear, optimizer: torch.optim.Optimizer, schedule: object, steps: int) -> None:
+        for _ in range(steps):
+            layer(torch.randn(4, 3)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()  # type: ignore[attr-defined]
+
+    def draw() -> list[float]:
+        return [random.random(), float(np.random.random()), float(np.random.standard_normal()), float(torch.rand(()))]
+
+    first, second = make(), make()
+    train(*first, 3)
+    save_optimizer(*first[1:], tmp_path)
+    save_generators(tmp_path, rank=0)
+    second[0].load_state_dict(first[0].state_dict())
+    expected = draw()
+    train(*first, 4)
+    load_optimizer(*second[1:], tmp_path)
+    load_generators(tmp_path, rank=0)
+    assert draw() == expected
+    train(*second, 4)
+    assert torch.equal(first[0].weight, second[0].weight) and torch.equal(first[0].bias, second[0].bias)
+    assert second[2].get_last_lr() == first[2].get_last_lr()
+    assert second[1].param_groups[0]["betas"] == (0.9, 0.98)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+@pytest.mark.parametrize("tiny_policy", ["cosine"], indirect=True)
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one_without_unpickling(
+    algorithm: str,
+    tiny_policy: SlatePolicy,
+    tiny_data: PreparedData,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tiny_policy.save_pretrained(tmp_path / "sft")
+    rl = rl_params(eval_every=2)
+
+    def run(name: str, interrupt_at: int | None = None) -> list[dict[str, float]]:
+        rows: list[dict[str, float]] = []
+        folder = tmp_path / name
+        seed_everything(0)
+        monitor = make_monitor(tiny_data, folder / "best", rows, interrupt_at=interrupt_at)
+        if algorithm == "ppo":
+            policy = SlatePolicy.from_pretrained(tmp_path / "sft")
+            PPOTrainer(policy, tiny_data, rl, monitor, folder / "ck").train(digest="d")
+        else:
+            train_grpo(tmp_path / "sft", tiny_tokenizer, tiny_data, rl, monitor, checkpoints=folder / "ck", digest="d")
+        return rows
+
+    whole = run("whole")
+    assert raises_interrupted(lambda: run("cut", interrupt_at=8))
+    kept = sorted((tmp_path / "cut/ck").glob("checkpoint-*"))
+    assert [path.name for path in kept] == ["checkpoint-4", "checkpoint-6"]
+    for path in kept[1].rglob("*"):
+        assert path.is_dir() or path.suffix in (".safetensors", ".json", ".jinja"), path
+    flip_a_bit(kept[1])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a file was unpickled")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    monkeypatch.setattr(pickle, "load", refuse)
+    monkeypatch.setattr(pickle, "Unpickler", refuse)
+    resumed = run("cut")
+    assert same_weights(tmp_path / "whole/best", tmp_path / "cut/best")
+    rewards = [[row["train/reward"] for row in rows if "train/reward" in row] for rows in (whole, resumed)]
+    assert rewards[0] == rewards[1]

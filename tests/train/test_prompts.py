@@ -1,0 +1,115 @@
+"""Training prompts: which there are, and in which order they are visited."""
+
+import numpy as np
+import pytest
+
+from rl4rec.data.dataset import PreparedData, Ragged
+from rl4rec.errors import UserError
+from rl4rec.train.prompts import PromptSet, check_slate_fits, seed_digits
+
+
+def small(rows: list[list[int]], tiny_data: PreparedData) -> PreparedData:
+    from dataclasses import replace
+
+    return replace(tiny_data, sequences=Ragged.from_rows(rows))
+
+
+def test_every_prefix_of_the_training_part_is_a_prompt(tiny_data: PreparedData) -> None:
+    # the last two items of each user are validation and test
+    data = small([[1, 2, 3, 4, 5, 6], [7, 8, 9, 10]], tiny_data)
+    prompts = PromptSet(data, max_history=2, seed=0)
+    assert len(prompts) == 4
+    batch = prompts.visit(0, 4)
+    pairs = {(tuple(h.tolist()), t) for h, t in zip(batch.histories, batch.targets.tolist(), strict=True)}
+    assert pairs == {((1,), 2), ((1, 2), 3), ((2, 3), 4), ((7,), 8)}
+
+
+def test_every_epoch_visits_each_prompt_once_in_a_new_order(tiny_data: PreparedData) -> None:
+    prompts = PromptSet(tiny_data, max_history=8, seed=3)
+    n = len(prompts)
+    key = [tuple(h.tolist()) for h in prompts.visit(0, 2 * n).histories]
+    first, second = key[:n], key[n:]
+    assert sorted(first) == sorted(second) and first != second
+
+
+def test_visits_are_a_function_of_seed_and_number(tiny_data: PreparedData) -> None:
+    prompts = PromptSet(tiny_data, max_history=8, seed=3)
+    n = len(prompts)
+    whole = prompts.visit(0, n + 20)
+    part = PromptSet(tiny_data, max_history=8, seed=3).visit(n - 5, 25)  # across the end of an epoch
+    assert np.array_equal(whole.targets[n - 5 :], part.targets)
+    assert np.array_equal(whole.seeds[n - 5 :], part.seeds)
+    other = PromptSet(tiny_data, max_history=8, seed=4).visit(0, n)
+    assert not np.array_equal(whole.targets[:n], other.targets)
+    assert len(np.unique(whole.seeds)) == len(whole.seeds)
+    assert (whole.seeds >= 0).all() and (whole.seeds < 2**31).all()
+
+
+def test_processes_share_the_prompts_in_turns(tiny_data: PreparedData) -> None:
+    batch = PromptSet(tiny_data, max_history=8, seed=3).visit(5, 7)
+    first, second = batch.share(0, 2), batch.share(1, 2)
+    assert first.targets.tolist() == batch.targets[[0, 2, 4, 6]].tolist()
+    assert second.targets.tolist() == batch.targets[[1, 3, 5]].tolist()
+    assert second.seeds.tolist() == batch.seeds[[1, 3, 5]].tolist()
+    assert [h.tolist() for h in second.histories] == [batch.histories[row].tolist() for row in (1, 3, 5)]
+
+
+def test_a_catalogue_too_small_for_the_slate_is_a_users_error(tiny_data: PreparedData) -> None:
+    # 24 items; training parts of at most 6 items, so prompts of at most 5
+    check_slate_fits(tiny_data, k=19, max_history=8, mask_seen=True)
+    with pytest.raises(UserError, match=r"rl.k: a slate of 20 .* has 24 items, and a history of 5 distinct "):
+        check_slate_fits(tiny_data, k=20, max_history=8, mask_seen=True)
+    check_slate_fits(tiny_data, k=20, max_history=4, mask_seen=True)
+    check_slate_fits(tiny_data, k=24, max_history=8, mask_seen=False)
+
+
+def test_targets_that_the_policy_may_not_propose_are_no_prompts(tiny_data: PreparedData) -> None:
+    data = small([[1, 2, 1, 3, 1, 8, 9], [4, 4, 8, 9]], tiny_data)  # training parts 1 2 1 3 1 and 4 4
+    batch = PromptSet(data, max_history=8, seed=0).visit(0, 2)
+    pairs = {(tuple(h.tolist()), t) for h, t in zip(batch.histories, batch.targets.tolist(), strict=True)}
+    assert pairs == {((1,), 2), ((1, 2, 1), 3)}
+    # a history of one item has forgotten the first 1, but not the first 4
+    assert len(PromptSet(data, max_history=1, seed=0)) == 4
+    assert len(PromptSet(data, max_history=8, seed=0, mask_seen=False)) == 5
+
+
+def test_data_without_any_prompt_is_a_users_error(tiny_data: PreparedData) -> None:
+    with pytest.raises(UserError, match="no user has two training items"):
+        PromptSet(small([[1, 2, 3]], tiny_data), max_history=8, seed=0)
+
+
+def test_split_points_ask_for_held_out_targets_with_the_table_that_has_not_seen_them(tiny_data: PreparedData) -> None:
+    rows = [[1, 2, 3, 4, 5, 6], [7, 8, 9, 10], [11, 12, 13], [14, 15], [1, 2, 1, 3, 4]]
+    data = small(rows, tiny_data)
+    prompts = PromptSet(data, max_history=8, seed=0, split_points=2)
+    batch = prompts.visit(0, len(prompts))
+    found = {
+        (int(seed) % 2, tuple(history.tolist()), int(target))
+        for seed, history, target in zip(batch.seeds, batch.histories, batch.targets, strict=True)
+    }
+    expected = set()
+    for table in range(2):
+        fold = data.shortened(table + 1).split("valid")
+        expected |= {
+            (table, tuple(fold.history[row].tolist()), int(fold.targets[row]))
+            for row in range(len(fold.targets))
+            if len(fold.history[row]) and fold.targets[row] not in fold.history[row]
+        }
+    assert found == expected == {(0, (1, 2, 3), 4), (1, (1, 2), 3), (0, (7,), 8), (1, (1,), 2)}
+    latest = PromptSet(data, max_history=8, seed=0, split_points=1, latest=True)
+    assert sorted(latest.visit(0, len(latest)).targets.tolist()) == [3, 5, 9, 12]
+    assert ((batch.seeds >= 0) & (batch.seeds < 2**31)).all()
+    assert len(set(batch.seeds.tolist())) == len(batch.seeds)
+
+
+def test_the_latest_feedback_adds_the_validation_targets(tiny_data: PreparedData) -> None:
+    data = small([[1, 2, 3, 4], [5, 6]], tiny_data)
+    assert [data.train_sequences(latest=True)[row].tolist() for row in range(2)] == [[1, 2, 3], [5, 6]]
+    prompts = PromptSet(data, max_history=8, seed=0, latest=True)
+    assert sorted(prompts.visit(0, len(prompts)).targets.tolist()) == [2, 3, 6]
+
+
+@pytest.mark.parametrize(("items", "digits"), [(2, 31), (8, 11), (1_300, 3), (12_101, 3), (46_341, 2), (2**31, 1)])
+def test_digits_of_a_seed(items: int, digits: int) -> None:
+    assert seed_digits(items) == digits
+    assert items**digits >= 2**31 - 1 > items ** (digits - 1)
