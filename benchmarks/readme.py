@@ -19,17 +19,15 @@ from typing import Any
 
 from readme_words import FIGURES, SPEED, STUDY, STUDY_PATTERNS, WORDS
 
-from rl4rec.report.figure import COLOURS
+from rl4rec.algorithms import START, Policy, evaluated_keys, get_policy, trained_keys
 from rl4rec.report.study import study_tables
-from rl4rec.report.table import NAMES, headline_metrics
+from rl4rec.report.table import headline_metrics
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": "en", "README.ko.md": "ko", "docs/ko/PPO_vs_GRPO.md": "ko"}
 PICTURE = ROOT / "docs" / "figures" / "result.png"
-POLICIES = ("popularity", "sft", "sft_continued", "ppo", "grpo")
 PAIRS = ("ppo_vs_sft", "grpo_vs_sft", "ppo_vs_sft_continued", "grpo_vs_sft_continued", "grpo_vs_ppo")
 CHANGES = ("ppo_vs_sft", "grpo_vs_sft", "sft_continued_vs_sft")
-REFIT = ("sft", "sft_continued", "ppo", "grpo")
 
 
 def results(language: str) -> str:
@@ -38,20 +36,20 @@ def results(language: str) -> str:
     columns = headline_metrics(comparison)
     words = WORDS[language]
     rows = ["| | " + " | ".join(title for _, title in columns) + " |", "|---" + "|---:" * len(columns) + "|"]
-    for policy in POLICIES:
-        means = comparison["policies"][policy]
-        rows.append(f"| {NAMES[policy]} | " + " | ".join(f"{means[key]['mean']:.4f}" for key, _ in columns) + " |")
+    for policy in evaluated_keys():
+        means = (f"{comparison['policies'][policy][key]['mean']:.4f}" for key, _ in columns)
+        rows.append(f"| {get_policy(policy).label} | {' | '.join(means)} |")
     for pair in PAIRS:
-        first, second = pair.split("_vs_")
+        first, second = map(get_policy, pair.split("_vs_"))
         cells = (f"{comparison[pair][key]['delta']:+.4f} {_interval(comparison[pair][key])}" for key, _ in columns)
-        rows.append(f"| {NAMES[first]} - {NAMES[second]} | {' | '.join(cells)} |")
+        rows.append(f"| {first.label} - {second.label} | {' | '.join(cells)} |")
     changes = []
     for protocol in ("full", "sampled"):
         key = columns[0 if protocol == "full" else 2][0]
-        found = (f"{NAMES[pair.split('_vs_')[0]]} {_relative(comparison, pair, key)}" for pair in CHANGES)
+        found = (f"{_first(pair).label} {_relative(comparison, pair, key)}" for pair in CHANGES)
         changes.append(f"{words[protocol]} {', '.join(found)}")
     coverage = ", ".join(
-        f"{NAMES[policy]} {comparison['policies'][policy]['test.full.coverage@10']['mean'] * 100:.0f} %"
+        f"{get_policy(policy).label} {comparison['policies'][policy]['test.full.coverage@10']['mean'] * 100:.0f} %"
         for policy in ("sft", "ppo", "grpo")
     )
     return "\n".join([*rows, "", f"- {words['changes']}: {'; '.join(changes)}.", f"- {words['coverage']}: {coverage}."])
@@ -60,9 +58,9 @@ def results(language: str) -> str:
 def refit(language: str) -> str:
     """Test figures of the policies of `make refit`, of `metrics/refit/`."""
     found = []
-    for policy in REFIT:
+    for policy in trained_keys():
         test = _json(f"metrics/refit/{policy}.json")["test"]
-        found.append(f"{NAMES[policy]} {test['full']['ndcg@10']:.4f} / {test['sampled100']['ndcg@10']:.4f}")
+        found.append(f"{get_policy(policy).label} {test['full']['ndcg@10']:.4f} / {test['sampled100']['ndcg@10']:.4f}")
     return f"{WORDS[language]['refit']}: {', '.join(found)}."
 
 
@@ -126,17 +124,17 @@ def draw(comparison: dict[str, Any], target: Path) -> None:
     for axes, (key, title) in zip(figure.subplots(1, 2, sharex=True, sharey=True), columns[::2], strict=True):
         base = comparison["policies"]["sft"][key]["mean"]
         for place, pair in enumerate(CHANGES):
-            found, policy = comparison[pair][key], pair.split("_vs_")[0]
+            found, colour = comparison[pair][key], _first(pair).colour
             low, high = (100 * bound / base for bound in found["ci95"])
             middle = 100 * found["delta"] / base
             widest = max(widest, 1.2 * abs(low), 1.2 * abs(high))
-            axes.plot([low, high], [place, place], color=COLOURS[policy], linewidth=3, solid_capstyle="butt")
-            axes.plot([middle], [place], "o", color=COLOURS[policy], markersize=7)
+            axes.plot([low, high], [place, place], color=colour, linewidth=3, solid_capstyle="butt")
+            axes.plot([middle], [place], "o", color=colour, markersize=7)
             label = f"{middle:+.1f} %"
             axes.annotate(label, (middle, place), (0, 8), textcoords="offset points", ha="center", fontsize=9)
-        axes.axvline(0, color=COLOURS["sft"], linestyle="--", linewidth=1.2)
+        axes.axvline(0, color=get_policy(START).colour, linestyle="--", linewidth=1.2)
         axes.set_title(f"{title}: SFT {base:.4f}", fontsize=10)
-        axes.set_yticks(range(len(CHANGES)), [NAMES[pair.split("_vs_")[0]] for pair in CHANGES])
+        axes.set_yticks(range(len(CHANGES)), [_first(pair).label for pair in CHANGES])
         axes.set_ylim(len(CHANGES) - 0.5, -0.8)
         axes.set_xlim(-widest, widest)
         axes.set_xlabel("change against SFT, %, with 95 % interval", fontsize=9)
@@ -170,6 +168,11 @@ def _korean(cell: str) -> str:
     if found is None and not FIGURES.fullmatch(text):
         sys.exit(f"no Korean for {text!r}: add it to STUDY in {Path(__file__).name}")
     return cell if found is None else cell.replace(text, found)
+
+
+def _first(pair: str) -> Policy:
+    """The policy of a pair that is compared with the other one."""
+    return get_policy(pair.partition("_vs_")[0])
 
 
 def _interval(found: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from common import RESULTS, ROOT
 from scipy.stats import hypergeom
 
 from rl4rec._io import write_json
+from rl4rec.algorithms import evaluated_keys
 from rl4rec.data.dataset import load_prepared
 from rl4rec.evaluation.negatives import distinct_rows
 
@@ -67,7 +68,7 @@ def main() -> None:
     root = parser.parse_args().root
     data = load_prepared(root / "data/prepared")
     result: dict[str, Any] = {"items": data.num_items, "negatives": NEGATIVES, "k": K, "policies": {}}
-    for policy in ("popularity", "sft", "sft_continued", "ppo", "grpo"):
+    for policy in evaluated_keys():
         ranks = pl.read_parquet(root / f"ranks/{policy}.parquet")
         own = distinct_rows(data.sequences.take(ranks["user_row"].to_numpy()), data.num_items)
         columns = (ranks["test_full"].to_numpy(), ranks["test_sampled"].to_numpy())

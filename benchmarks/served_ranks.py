@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 from common import RESULTS
 
+from rl4rec.algorithms import SHOWN
 from rl4rec.data.dataset import load_prepared
 from rl4rec.evaluation.ranking import ranked_fold
 from rl4rec.serve.recommender import Recommendation, load_recommender
@@ -42,7 +43,7 @@ def compare(answer: Recommendation, target: str, rank: int, last: int, repeated:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--policy", default="grpo")
+    parser.add_argument("--policy", default=SHOWN)
     parser.add_argument("--root", type=Path, default=Path())
     parser.add_argument("--out", type=Path, default=RESULTS / "served_ranks.json")
     args = parser.parse_args()

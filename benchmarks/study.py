@@ -26,6 +26,7 @@ import yaml
 from common import ROOT, finish, own_cores, start
 
 from rl4rec._io import write_json
+from rl4rec.algorithms import get_policy
 from rl4rec.data.dataset import load_prepared
 from rl4rec.evaluation.compare import paired_differences, per_user_gains
 from rl4rec.evaluation.files import load_evaluation
@@ -144,7 +145,8 @@ def make_base(folder: Path, params: Changes, core: int | None) -> None:
 
 def train(folder: Path, params: Changes, algorithm: str, core: int | None) -> None:
     """One training run and its evaluation."""
-    stage = ["sft_continued.py"] if algorithm == "sft_continued" else ["rl.py", algorithm]
+    script, *variant = str(get_policy(algorithm).stage).split("@")
+    stage = [f"{script}.py", *variant]
     linked = ("data/prepared", "models/sft", "models/crossfit")
     run(folder, params, [stage, ["evaluate.py", algorithm]], linked=linked, base=base_folder(params), core=core)
 

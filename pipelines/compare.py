@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rl4rec._io import write_json
 from rl4rec._stage import run_stage
+from rl4rec.algorithms import ORACLE, evaluated_keys
 from rl4rec.data.dataset import load_prepared
 from rl4rec.evaluation.files import load_evaluation, load_slates
 from rl4rec.evaluation.protocols import evaluate_oracle
@@ -15,7 +16,6 @@ from rl4rec.report import examples as shown
 from rl4rec.report.answers import questions
 from rl4rec.report.logs import load_log
 
-POLICIES = ("popularity", "sft", "sft_continued", "ppo", "grpo")
 METRICS, RANKS, SLATES, LOGS, REPORTS = map(Path, ("metrics", "ranks", "slates", "logs", "reports"))
 
 logger = logging.getLogger("rl4rec.pipelines.compare")
@@ -25,15 +25,16 @@ def main(params: Params) -> None:
     data = load_prepared("data/prepared")
     with stage_run("compare", params) as run:
         run.log_dataset(data, context="evaluation")
-        evaluations = {name: load_evaluation(METRICS / f"{name}.json", RANKS / f"{name}.parquet") for name in POLICIES}
+        names = evaluated_keys()
+        evaluations = {name: load_evaluation(METRICS / f"{name}.json", RANKS / f"{name}.parquet") for name in names}
         oracle = evaluate_oracle(data, params.evaluate)
         if oracle is not None:
-            evaluations["oracle"] = oracle
-        logs = {name: log for name in POLICIES if (log := load_log(LOGS / f"{name}.jsonl")) is not None}
+            evaluations[ORACLE] = oracle
+        logs = {name: log for name in names if (log := load_log(LOGS / f"{name}.jsonl")) is not None}
         comparison = compare_policies(evaluations, params.compare, k=params.rl.k)
         slates = {
             name: load_slates(path, users=evaluations[name].ranks["user_row"], num_items=data.num_items)
-            for name in shown.POLICIES
+            for name in shown.shown_policies()
             if (path := SLATES / f"{name}.parquet").exists()
         }
         examples, notes = shown.find_examples(evaluations, slates, data, k=params.rl.k, seed=params.compare.seed)

@@ -4,14 +4,13 @@ import logging
 from pathlib import Path
 
 from rl4rec._stage import run_variant_stage
+from rl4rec.algorithms import evaluated_keys
 from rl4rec.data.dataset import load_prepared
 from rl4rec.evaluation.files import save_evaluation
 from rl4rec.evaluation.protocols import FOLDS, evaluate
 from rl4rec.evaluation.scorers import load_scorer
 from rl4rec.ops.tracking import stage_run
 from rl4rec.params import Params
-
-POLICIES = ("popularity", "sft", "sft_continued", "ppo", "grpo")
 
 logger = logging.getLogger("rl4rec.pipelines.evaluate")
 
@@ -36,4 +35,4 @@ def main(params: Params, policy: str) -> None:
 
 
 if __name__ == "__main__":
-    run_variant_stage(main, POLICIES)
+    run_variant_stage(main, evaluated_keys())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from rl4rec import algorithms
 from rl4rec.errors import UserError
 
 
@@ -38,16 +39,10 @@ def refuse_data_parallel(gpus: int) -> None:
 
 FOLDER = Path(".rl4rec")  # what belongs to this checkout only
 
-# What to lower in params.yaml, most effective first.
-LOWER = {
+# What to lower in params.yaml when a stage that trains no policy runs out of memory, most effective first.
+_LOWER = {
     "prepare": (),
-    "sft": ("sft.batch_size", "policy.max_history", "sft.target_window"),
     "crossfit": ("sft.batch_size", "policy.max_history", "sft.target_window"),
-    "rl ppo": ("rl.ppo.mini_batch_size", "rl.ppo.batch_size", "rl.candidates.negatives", "policy.max_history"),
-    "rl grpo": (
-        *("rl.grpo.batch_size", "rl.grpo.num_sample_generations", "rl.candidates.negatives", "policy.max_history"),
-    ),
-    "sft_continued": ("rl.grpo.batch_size", "policy.max_history"),
     "evaluate": ("evaluate.batch_size",),
     "compare": ("compare.bootstrap_samples",),
 }
@@ -55,19 +50,31 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ca
 _NO_SPACE = ("no space left on device", "disk full", "disk is full", "disk quota exceeded")
 
 
+def settings_to_lower(stage: str) -> tuple[str, ...]:
+    """What to lower in params.yaml when a stage runs out of memory, most effective first.
+
+    Args:
+        stage: its name, with the variant: `rl ppo`.
+    """
+    for policy in algorithms.POLICIES:
+        if policy.stage == stage.replace(" ", "@"):
+            return policy.lower
+    return _LOWER.get(stage.split()[0], ())
+
+
 def limit_reached(error: BaseException, stage: str) -> str | None:
     """A message that says what to do if the machine's memory or disk is used up; None for all other errors.
 
     Args:
         error: of a stage.
-        stage: its name, with the variant, as in `LOWER`.
+        stage: its name, with the variant: `rl ppo`.
     """
     chain = list(_chain(error))
     text = "\n".join(str(each).lower() for each in chain)
     if any(isinstance(each, MemoryError) or type(each).__name__ == "OutOfMemoryError" for each in chain) or any(
         sign in text for sign in _NO_MEMORY
     ):
-        keys = LOWER.get(stage) or LOWER.get(stage.split()[0], ())
+        keys = settings_to_lower(stage)
         advice = f"Lower {', '.join(keys)} in params.yaml" if keys else "Use a machine with more memory"
         return f"{stage}: out of memory. {advice}. ({_first_line(error)})"
     if any(getattr(each, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for each in chain) or any(

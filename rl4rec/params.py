@@ -10,6 +10,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from rl4rec.algorithms import trained_keys
+
 
 def _no_bool(value: object) -> object:
     """Reject `true`/`false` for a number: pydantic would read them as 1 and 0."""
@@ -22,6 +24,13 @@ def _plain(value: str) -> str:
     """Reject what no name or path can hold; a null byte would fail deep inside the system."""
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
         raise ValueError("expected text without control characters")
+    return value
+
+
+def check_choice(value: str, choices: tuple[str, ...]) -> str:
+    """Reject what is not one of the choices, which a table of the code makes; a `Literal` cannot hold those."""
+    if value not in choices:
+        raise ValueError(f"expected one of {', '.join(choices)}")
     return value
 
 
@@ -339,7 +348,7 @@ class EvaluateParams(Section):
 
 
 MetricKey = Annotated[str, Field(pattern=r"^(full|sampled\d+)/[a-z_]+@\d+$")]
-Trained = Literal["sft", "sft_continued", "ppo", "grpo"]
+Trained = Annotated[str, AfterValidator(lambda value: check_choice(value, trained_keys()))]
 
 
 class GateParams(Section):

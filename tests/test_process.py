@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from rl4rec._process import LOWER, limit_reached, only_one
+from rl4rec._process import _LOWER, limit_reached, only_one, settings_to_lower
+from rl4rec.algorithms import training_stages
 from rl4rec.errors import UserError
 from rl4rec.ops.tracking import flatten
 from rl4rec.params import Params
@@ -22,9 +23,12 @@ from tests.graph import ROOT
 
 def test_what_is_to_be_lowered_are_settings() -> None:
     settings = flatten(Params().model_dump())
-    assert {key for keys in LOWER.values() for key in keys} <= settings.keys()
+    names = [*_LOWER, *(stage.replace("@", " ") for stage in training_stages())]
+    assert {key for name in names for key in settings_to_lower(name)} <= settings.keys()
+    assert settings_to_lower("rl ppo")[0] == "rl.ppo.mini_batch_size"
+    assert settings_to_lower("evaluate ppo") == ("evaluate.batch_size",) and settings_to_lower("prepare") == ()
     scripts = {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"fingerprint", "champion", "reward"}
-    assert {name.split()[0] for name in LOWER} == scripts
+    assert {name.split()[0] for name in names} == scripts
 
 
 def caused(error: BaseException, cause: BaseException) -> BaseException:

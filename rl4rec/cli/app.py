@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Generator
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -14,8 +14,8 @@ from typer.core import TyperGroup
 from rl4rec import __version__
 from rl4rec._console import choose_verbosity
 from rl4rec._stage import set_up_process
+from rl4rec.algorithms import trained_keys
 from rl4rec.errors import UserError, shown
-from rl4rec.params import Trained
 
 EXIT_STATUSES = (
     "Exit status: 0 done, 1 a fault of the program, 2 an error to act on, 3 refused or not due, 130 interrupted."
@@ -107,11 +107,11 @@ def check_policy(name: str) -> None:
     Raises:
         UserError: it is not.
     """
-    known = get_args(Trained)
+    known = trained_keys()
     if name not in known:
         raise UserError(f"--policy: expected one of {', '.join(known)}, got {shown(name)}")
 
 
 def complete_policy(incomplete: str) -> list[str]:
     """Policies for shell completion."""
-    return [name for name in get_args(Trained) if name.startswith(incomplete)]
+    return [name for name in trained_keys() if name.startswith(incomplete)]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rl4rec.algorithms import SHOWN
 from rl4rec.cli.app import DATA, Root, app, check_policy, complete_policy, epilog
 from rl4rec.errors import UserError
 from rl4rec.settings import load_params
@@ -49,7 +50,7 @@ def monitor(
     policy: Annotated[
         str,
         typer.Option(help="Whose evaluation served lists are compared with.", autocompletion=complete_policy),
-    ] = "grpo",
+    ] = SHOWN,
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("reports/drift.json"),
     root: Root = Path(),
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rl4rec.algorithms import trained_keys
 from rl4rec.cli.app import RESULTS, Root, app, epilog
 from rl4rec.errors import UserError
 from rl4rec.settings import load_settings
@@ -88,7 +89,7 @@ def collect_refit(
     """
     from rl4rec._io import read_json, write_json
 
-    for policy in ("sft", "sft_continued", "ppo", "grpo"):
+    for policy in trained_keys():
         source, target = folder / "metrics" / f"{policy}.json", root / "metrics" / "refit" / f"{policy}.json"
         found = read_json(source, then="Run `make refit`.")
         try:

@@ -12,20 +12,11 @@ import torch
 
 from rl4rec import metrics
 from rl4rec._console import track
+from rl4rec.algorithms import pair_key, pairs
 from rl4rec.errors import UserError
 from rl4rec.evaluation.bootstrap import FloatArray, bootstrap_mean, paired_bootstrap
 from rl4rec.evaluation.protocols import DECIMALS, FOLDS, METRICS, Evaluation
 from rl4rec.params import CompareParams
-
-PAIRS = (
-    ("grpo", "sft"),
-    ("ppo", "sft"),
-    ("grpo", "sft_continued"),
-    ("ppo", "sft_continued"),
-    ("sft_continued", "sft"),
-    ("grpo", "ppo"),
-    ("sft", "popularity"),
-)
 
 
 def interval_key(confidence: float) -> str:
@@ -37,7 +28,7 @@ def compare_policies(evaluations: Mapping[str, Evaluation], params: CompareParam
     """Build `metrics/comparison.json`.
 
     Args:
-        evaluations: by policy name; the pairs of `PAIRS` of which both are there are compared.
+        evaluations: by policy; the pairs of the table of policies of which both are there are compared.
         params: of the bootstrap.
         k: the cut-off that is reported, one of the evaluated ones.
 
@@ -70,9 +61,10 @@ def compare_policies(evaluations: Mapping[str, Evaluation], params: CompareParam
                 if name in full:  # diversity is measured at small cut-offs only
                     row[f"{fold}.full.{name}"] = {"mean": full[name]}
         result["policies"][policy] = row
-    for first, second in track(PAIRS, "bootstrap of the differences", unit="pair"):
-        if first in gains and second in gains:
-            result[f"{first}_vs_{second}"] = paired_differences(gains[first], gains[second], settings, key)
+    for pair in track(pairs(), "bootstrap of the differences", unit="pair"):
+        first, second = (gains.get(policy.key) for policy in pair)
+        if first is not None and second is not None:
+            result[pair_key(pair)] = paired_differences(first, second, settings, key)
     return result
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rl4rec import metrics
+from rl4rec.algorithms import ORACLE
 from rl4rec.data.dataset import Fold, PreparedData
 from rl4rec.evaluation.diversity import CoOccurrence
 from rl4rec.evaluation.negatives import Negatives, sample_negatives
@@ -97,7 +98,7 @@ def evaluate_oracle(data: PreparedData, params: EvaluateParams) -> Evaluation | 
         if truth is None:
             return None
         folds.append((ranked_fold(data, name), _rows_of(torch.from_numpy(truth))))
-    return _evaluate("oracle", folds, data, params)
+    return _evaluate(ORACLE, folds, data, params)
 
 
 def _rows_of(scores: Tensor) -> BlockScorer:

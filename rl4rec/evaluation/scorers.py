@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from rl4rec.algorithms import BASELINE, get_policy
 from rl4rec.data.dataset import PreparedData
 from rl4rec.errors import UserError
 from rl4rec.evaluation.ranking import Scorer
@@ -30,10 +31,10 @@ def load_scorer(name: str, data: PreparedData, models: Path) -> Scorer:
     Raises:
         UserError: the policy is missing, cannot be read, or was trained on another catalogue.
     """
-    if name == "popularity":
+    if name == BASELINE:
         return popularity_scorer(data)
     folder = models / name
-    stage = f"rl@{name}" if name in ("ppo", "grpo") else name
+    stage = get_policy(name).stage
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no policy there (config.json is missing). Run `dvc repro {stage}` first.")
     # transformers takes seconds to import, and the baseline needs none of it

@@ -11,13 +11,13 @@ import subprocess
 import tempfile
 from hashlib import sha256
 from pathlib import Path
-from typing import get_args
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from rl4rec._io import write_json
+from rl4rec.algorithms import trained_keys
 from rl4rec.data.dataset import PreparedData, load_prepared
 from rl4rec.errors import UserError, shown
 from rl4rec.evaluation.files import load_evaluation
@@ -27,7 +27,7 @@ from rl4rec.ops.gate import Decision, Measured, decide
 from rl4rec.ops.measure import comparable, evaluate_elsewhere, measured
 from rl4rec.ops.registry import CHAMPION, DATA, FEEDBACK, REASON, WEIGHTS, Registry
 from rl4rec.ops.tracking import connect, log_policy_model
-from rl4rec.params import Params, Trained
+from rl4rec.params import Params
 from rl4rec.train.checkpoints import weights_digest
 
 
@@ -123,10 +123,10 @@ def _validation(evaluation: Evaluation, metric: str) -> float:
 def _champion(version: ModelVersion, candidate: Evaluation, data: PreparedData, params: Params) -> Measured:
     """The champion on the candidate's data and protocol: its own evaluation if that fits, else a new one."""
     name, address = version.tags.get("rl4rec.policy", ""), f"models:/{version.name}/{version.version}"
-    if name not in get_args(Trained):  # it becomes a part of paths
+    if name not in trained_keys():  # it becomes a part of paths
         raise UserError(
             f"{version.name} version {version.version}: its tag rl4rec.model.policy is {shown(name)}, expected one of "
-            f"{', '.join(get_args(Trained))}. Mend the tag in the MLflow UI, or go back with `rl4rec rollback`"
+            f"{', '.join(trained_keys())}. Mend the tag in the MLflow UI, or go back with `rl4rec rollback`"
         )
     with tempfile.TemporaryDirectory() as scratch:
         try:

@@ -5,17 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rl4rec.algorithms import Policy, pair_key, pairs
 from rl4rec.evaluation.compare import interval_key
-from rl4rec.report.table import NAMES, verdict
+from rl4rec.report.table import verdict
 
-_QUESTIONS = (
-    ("Is RL better than SFT?", (("grpo", "sft"), ("ppo", "sft"))),
-    (
-        "Is RL better than more SFT, the control?",
-        (("grpo", "sft_continued"), ("ppo", "sft_continued")),
-    ),
-    ("Is GRPO better than PPO?", (("grpo", "ppo"),)),
-)
 _SAYS = {"better": "better than", "worse": "worse than", "no clear difference": "not clearly different from"}
 
 
@@ -53,33 +46,41 @@ def questions(comparison: dict[str, Any]) -> list[Question]:
         (f"test.full.ndcg@{k}", "Full catalogue"),
         (f"test.sampled{n}.ndcg@{k}", f"1 target + {n} negatives"),
     )
-    found = []
-    for text, pairs in _QUESTIONS:
-        there = [pair for pair in pairs if f"{pair[0]}_vs_{pair[1]}" in comparison]
-        if there:
-            found.append(Question(text, [_answer(comparison, there, *metric) for metric in metrics]))
-    return found
+    asked: dict[str, list[tuple[Policy, Policy]]] = {}
+    for pair in pairs():
+        if pair[0].trainer is not None and pair_key(pair) in comparison:
+            asked.setdefault(_question(*pair), []).append(pair)
+    return [
+        Question(text, [_answer(comparison, compared, *metric) for metric in metrics])
+        for text, compared in asked.items()
+    ]
 
 
-def _answer(comparison: dict[str, Any], pairs: list[tuple[str, str]], metric: str, protocol: str) -> Answer:
+def _question(first: Policy, second: Policy) -> str:
+    """What the comparison of an RL algorithm answers: with another one a question of their own, else one of all RL."""
+    who = "RL" if second.trainer is None else first.label
+    return f"Is {who} better than {second.phrase or second.label}?"
+
+
+def _answer(comparison: dict[str, Any], compared: list[tuple[Policy, Policy]], metric: str, protocol: str) -> Answer:
     key = interval_key(comparison["bootstrap"]["confidence"])
     findings, by_verdict = [], dict[str, list[str]]()
-    for first, second in pairs:
-        row = comparison[f"{first}_vs_{second}"][metric]
-        means = [comparison["policies"][policy][metric]["mean"] for policy in (second, first)]
+    for first, second in compared:
+        row = comparison[pair_key((first, second))][metric]
+        means = [comparison["policies"][policy.key][metric]["mean"] for policy in (second, first)]
         relative = "" if row["relative"] is None else f" ({row['relative'] * 100:+.1f} %)"
         lower, upper = row[key]
         word = verdict(row[key])
-        by_verdict.setdefault(word, []).append(NAMES[first])
+        by_verdict.setdefault(word, []).append(first.label)
         findings.append(
             Finding(
-                NAMES[first],
+                first.label,
                 word,
                 f"{means[0]:.4f} → {means[1]:.4f}{relative}",
                 f"{row['delta']:+.4f} [{lower:+.4f}, {upper:+.4f}]",
             )
         )
-    base = NAMES[pairs[0][1]]
+    base = compared[0][1].label
     parts = [
         f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} {_SAYS[word]} {base}"
         for word, names in by_verdict.items()

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from rl4rec import algorithms
 from rl4rec._io import read_json
+from rl4rec.algorithms import rl_algorithms
 from rl4rec.errors import UserError
 from rl4rec.report.logs import FloatArray, load_log
-from rl4rec.report.table import NAMES
 
 _POINTS = 12  # of a curve; Mermaid's axis has no room for more
 
@@ -30,9 +31,9 @@ def charts(root: Path) -> str:
         k, sampled = int(comparison["k"]), f"sampled{comparison['protocol']['negatives']['n']}"
         values = {
             protocol: {
-                name: float(comparison["policies"][name][f"test.{protocol}.ndcg@{k}"]["mean"])
-                for name in NAMES
-                if name in comparison["policies"]
+                policy.label: float(comparison["policies"][policy.key][f"test.{protocol}.ndcg@{k}"]["mean"])
+                for policy in algorithms.POLICIES
+                if policy.key in comparison["policies"]
             }
             for protocol in ("full", sampled)
         }
@@ -40,17 +41,17 @@ def charts(root: Path) -> str:
         raise UserError(f"{path}: not a comparison ({error!r}). Run `dvc repro compare`.") from None
     names = {"full": "full", sampled: f"1+{sampled.removeprefix('sampled')}"}
     parts = [_bars(f"Test NDCG@{k}, {names[protocol]}", found) for protocol, found in values.items()]
-    for policy in ("ppo", "grpo"):
-        log = load_log(root / "logs" / f"{policy}.jsonl")
+    for policy in rl_algorithms():
+        log = load_log(root / "logs" / f"{policy.key}.jsonl")
         if log is not None:
             slates, curve = log.series(f"valid/full/ndcg@{k}", over="samples")
             if len(curve) > 1:
-                parts.append(_curve(f"{NAMES[policy]}: validation NDCG@{k}, full", slates, curve))
+                parts.append(_curve(f"{policy.label}: validation NDCG@{k}, full", slates, curve))
     return "\n".join(parts)
 
 
 def _bars(title: str, values: dict[str, float]) -> str:
-    labels = [f'"{NAMES.get(name, name)}"' for name in values]
+    labels = [f'"{label}"' for label in values]
     return _chart(title, f"x-axis [{', '.join(labels)}]", "bar", list(values.values()), floor=0.0)
 
 

@@ -11,13 +11,13 @@ import polars as pl
 import torch
 
 from rl4rec import metrics
+from rl4rec.algorithms import SHOWN, START, get_policy, rl_algorithms
 from rl4rec.data.dataset import IntArray, PreparedData, Split
 from rl4rec.errors import UserError
 from rl4rec.evaluation.protocols import SLATE_LENGTH, Evaluation
 from rl4rec.report.logs import FloatArray
 
-BEFORE, AFTER = "sft", "grpo"
-POLICIES = (BEFORE, "ppo", AFTER)  # whose slates are shown, side by side
+BEFORE, AFTER = START, SHOWN
 _EXTREME, _RANDOM = 2, 2  # users whose target moved up most, as many whose target moved down most, and drawn ones
 _HISTORY = 8  # latest items of the history that are shown
 
@@ -55,12 +55,18 @@ class Example:
     slates: list[Slate]
 
 
+def shown_policies() -> tuple[str, ...]:
+    """Keys of the policies whose slates are shown, side by side: `BEFORE` first, `AFTER` last."""
+    return (BEFORE, *(policy.key for policy in rl_algorithms() if policy.key != AFTER), AFTER)
+
+
 def selection_rule(k: int, seed: int) -> str:
     """The rule in words."""
+    before, after = (get_policy(key).label for key in (BEFORE, AFTER))
     return (
         f"Chosen by rule, before anyone looked: the {_EXTREME} users whose test NDCG@{k} on the full catalogue rose "
-        f"most from SFT to GRPO, as many users for whom it fell most (of equal ones those first in the data), and "
-        f"{_RANDOM} of the others drawn with `compare.seed` = {seed}."
+        f"most from {before} to {after}, as many users for whom it fell most (of equal ones those first in the data), "
+        f"and {_RANDOM} of the others drawn with `compare.seed` = {seed}."
     )
 
 
@@ -91,7 +97,7 @@ def find_examples(
 
     Args:
         evaluations: by policy, of one protocol.
-        slates: the slates of `POLICIES` as `load_slates` reads them; where one is missing there are no examples.
+        slates: the slates of `shown_policies` as `load_slates` reads them; where one is missing there are no examples.
         data: what was evaluated.
         k: the reported cut-off; a slate shows its first k items, at most `SLATE_LENGTH`.
         seed: of the drawn users.
@@ -99,12 +105,13 @@ def find_examples(
     Raises:
         UserError: the evaluations are of other data, or a policy's slates and ranks are of different runs.
     """
-    missing = [policy for policy in POLICIES if policy not in slates]
+    policies = shown_policies()
+    missing = [policy for policy in policies if policy not in slates]
     if missing:
         return [], [f"No examples: no `slates/{name}.parquet`. Run `dvc repro evaluate@{name}`." for name in missing]
     split = data.split("test")
     ranks: dict[str, npt.NDArray[np.int32]] = {}
-    for policy in POLICIES:
+    for policy in policies:
         found = evaluations[policy]
         if found.metrics["protocol"]["data_hash"] != data.data_hash or not np.array_equal(
             found.ranks["user_row"].to_numpy(), split.user_rows
@@ -115,8 +122,8 @@ def find_examples(
     gains = {policy: metrics.ndcg(torch.from_numpy(values), k=k).numpy() for policy, values in ranks.items()}
     examples = []
     for place, why in choose_users(gains[AFTER] - gains[BEFORE], seed):
-        lists = {policy: slates[policy]["items"][place].to_list()[: min(k, SLATE_LENGTH)] for policy in POLICIES}
-        results = {policy: (int(ranks[policy][place]) + 1, float(gains[policy][place])) for policy in POLICIES}
+        lists = {policy: slates[policy]["items"][place].to_list()[: min(k, SLATE_LENGTH)] for policy in policies}
+        results = {policy: (int(ranks[policy][place]) + 1, float(gains[policy][place])) for policy in policies}
         examples.append(_example(place, why, split, lists, results, data))
     return examples, []
 

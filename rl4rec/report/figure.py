@@ -12,15 +12,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {
-    "popularity": "#868b94",
-    "sft": "#0f9d76",
-    "sft_continued": "#2b97ad",
-    "ppo": "#d9730d",
-    "grpo": "#3f7be0",
-    "oracle": "#9b59d0",
-}
-MARKERS = {"ppo": "s", "grpo": "o", "sft": "^"}
 INK = "#52606d"  # text and axes; becomes the page's own text colour in HTML
 _STYLE: Any = {
     "font.size": 9,

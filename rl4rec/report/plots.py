@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl4rec.evaluation.compare import PAIRS, interval_key
-from rl4rec.report.figure import COLOURS, INK, MARKERS, Plot, render
+from rl4rec.algorithms import BASELINE, START, get_policy, pair_key, pairs, rl_algorithms
+from rl4rec.evaluation.compare import interval_key
+from rl4rec.report.figure import INK, Plot, render
 from rl4rec.report.logs import FloatArray, Progress, TrainingLog
-from rl4rec.report.table import NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,10 +24,10 @@ def draw_plots(comparison: dict[str, Any], logs: Mapping[str, TrainingLog]) -> t
 
     Args:
         comparison: as in `metrics/comparison.json`.
-        logs: by stage name (`sft`, `ppo`, `grpo`); missing ones are left out.
+        logs: of SFT and the RL algorithms, by policy; missing ones are left out.
     """
     k, n = comparison["k"], comparison["protocol"]["negatives"]["n"]
-    valid, start = f"valid/full/ndcg@{k}", _mean(comparison, "sft", f"valid.full.ndcg@{k}")
+    valid, start = f"valid/full/ndcg@{k}", _mean(comparison, START, f"valid.full.ndcg@{k}")
     full, sampled = f"test.full.ndcg@{k}", f"test.sampled{n}.ndcg@{k}"
     plots = [
         *_differences("difference_full", f"Difference in NDCG@{k}, full catalogue", comparison, full),
@@ -35,8 +35,10 @@ def draw_plots(comparison: dict[str, Any], logs: Mapping[str, TrainingLog]) -> t
         _intervals("ndcg_full", f"Test NDCG@{k}, full catalogue", comparison, full),
         _intervals("ndcg_sampled", f"Test NDCG@{k}, 1 target + {n} negatives", comparison, sampled),
     ]
-    runs = {name: logs[name] for name in ("ppo", "grpo") if name in logs}
-    notes = [f"No training log of {NAMES[name]}." for name in ("sft", "ppo", "grpo") if name not in logs]
+    algorithms = rl_algorithms()
+    runs = {policy.key: logs[policy.key] for policy in algorithms if policy.key in logs}
+    wanted_logs = (get_policy(START), *algorithms)
+    notes = [f"No training log of {policy.label}." for policy in wanted_logs if policy.key not in logs]
     wanted: list[tuple[str, str, str, Progress, Mapping[str, TrainingLog], float | None]] = [
         ("learning_by_samples", f"Validation NDCG@{k} by slates", valid, "samples", runs, start),
         ("learning_by_time", f"Validation NDCG@{k} by time", valid, "seconds", runs, start),
@@ -48,7 +50,7 @@ def draw_plots(comparison: dict[str, Any], logs: Mapping[str, TrainingLog]) -> t
             "SFT: validation NDCG@10",
             "valid/full/ndcg@10",
             "step",
-            {s: log for s, log in logs.items() if s == "sft"},
+            {name: log for name, log in logs.items() if name == START},
             None,
         ),
     ]
@@ -57,7 +59,8 @@ def draw_plots(comparison: dict[str, Any], logs: Mapping[str, TrainingLog]) -> t
         curves = {run: curve for run, curve in curves.items() if len(curve[0])}
         if curves:
             plots.append(_curves(name, title, curves, AXES[over], line))
-        notes += [f"`{key}` is not in the training log of {NAMES[run]}." for run in sources if run not in curves]
+        missing = [get_policy(run).label for run in sources if run not in curves]
+        notes += [f"`{key}` is not in the training log of {label}." for label in missing]
     return plots, list(dict.fromkeys(notes))
 
 
@@ -85,10 +88,11 @@ def _intervals(name: str, title: str, comparison: dict[str, Any], metric: str) -
                     va="center",
                 )
                 continue
-            axes.plot([lower, upper], [place, place], color=COLOURS[policy], linewidth=2.4, solid_capstyle="butt")
-            axes.plot([mean], [place], "o", color=COLOURS[policy], markersize=6)
+            colour = get_policy(policy).colour
+            axes.plot([lower, upper], [place, place], color=colour, linewidth=2.4, solid_capstyle="butt")
+            axes.plot([mean], [place], "o", color=colour, markersize=6)
             axes.annotate(f"{mean:.4f}", (mean, place), (0, 7), textcoords="offset points", ha="center", fontsize=8)
-        axes.set_yticks(range(len(rows)), [NAMES.get(policy, policy) for policy in rows])
+        axes.set_yticks(range(len(rows)), [get_policy(policy).label for policy in rows])
         axes.set_ylim(len(rows) - 0.5, -0.7)
         axes.margins(x=0.12)
         axes.grid(axis="x", alpha=0.25)
@@ -99,53 +103,54 @@ def _intervals(name: str, title: str, comparison: dict[str, Any], metric: str) -
 def _differences(name: str, title: str, comparison: dict[str, Any], metric: str) -> list[Plot]:
     """Paired differences with their intervals around 0, a row a pair; hollow where the interval holds 0.
 
-    The pairs without popularity, which lies far off; no plot where there is none.
+    The pairs without the baseline, which lies far off; no plot where there is none.
     """
     key = interval_key(comparison["bootstrap"]["confidence"])
-    names = [pair for pair in PAIRS if "popularity" not in pair and f"{pair[0]}_vs_{pair[1]}" in comparison]
+    there = [pair for pair in pairs() if pair[1].key != BASELINE and pair_key(pair) in comparison]
 
     def draw(axes: Axes) -> None:
         axes.axvline(0, color=INK, linewidth=1)
-        for place, (first, second) in enumerate(names):
-            row = comparison[f"{first}_vs_{second}"][metric]
+        for place, pair in enumerate(there):
+            row, colour = comparison[pair_key(pair)][metric], pair[0].colour
             lower, upper = row[key]
             clear = lower > 0 or upper < 0
-            style: dict[str, Any] = {"color": COLOURS[first], "markersize": 6, "markeredgewidth": 1.6}
-            axes.plot([lower, upper], [place, place], color=COLOURS[first], linewidth=2.4, solid_capstyle="butt")
-            axes.plot([row["delta"]], [place], "o", markerfacecolor=COLOURS[first] if clear else "white", **style)
+            style: dict[str, Any] = {"color": colour, "markersize": 6, "markeredgewidth": 1.6}
+            axes.plot([lower, upper], [place, place], color=colour, linewidth=2.4, solid_capstyle="butt")
+            axes.plot([row["delta"]], [place], "o", markerfacecolor=colour if clear else "white", **style)
             label = f"{row['delta']:+.4f}"
             axes.annotate(label, (1.02, place), xycoords=("axes fraction", "data"), va="center", annotation_clip=False)
-        axes.set_yticks(range(len(names)), [f"{NAMES[first]} - {NAMES[second]}" for first, second in names])
-        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_yticks(range(len(there)), [f"{first.label} - {second.label}" for first, second in there])
+        axes.set_ylim(len(there) - 0.5, -0.5)
         axes.margins(x=0.08)
         axes.locator_params(axis="x", nbins=5)
         axes.grid(axis="x", alpha=0.25)
 
-    return [render(name, title, draw)] if names else []
+    return [render(name, title, draw)] if there else []
 
 
 def _far_below(rows: Mapping[str, Any], key: str) -> str | None:
-    """`popularity`, where it lies so far below the trained policies that drawing it would squeeze them."""
-    others = [bound for policy, row in rows.items() if policy != "popularity" for bound in row[key]]
-    if "popularity" not in rows or not others:
+    """The baseline, where it lies so far below the trained policies that drawing it would squeeze them."""
+    others = [bound for policy, row in rows.items() if policy != BASELINE for bound in row[key]]
+    if BASELINE not in rows or not others:
         return None
-    return "popularity" if rows["popularity"]["mean"] < min(others) - (max(others) - min(others)) else None
+    return BASELINE if rows[BASELINE]["mean"] < min(others) - (max(others) - min(others)) else None
 
 
 def _curves(
     name: str, title: str, curves: Mapping[str, tuple[FloatArray, FloatArray]], xlabel: str, line: float | None
 ) -> Plot:
     def draw(axes: Axes) -> None:
+        start = get_policy(START)
         if line is not None:
-            axes.axhline(line, color=COLOURS["sft"], linestyle="--", linewidth=1.2, label="SFT (start)")
-        for run, (progress, values) in curves.items():
-            style: dict[str, Any] = {"color": COLOURS[run]}
+            axes.axhline(line, color=start.colour, linestyle="--", linewidth=1.2, label=f"{start.label} (start)")
+        for policy, (progress, values) in ((get_policy(run), curve) for run, curve in curves.items()):
+            style: dict[str, Any] = {"color": policy.colour}
             if len(values) >= _SMOOTH_FROM:
                 axes.plot(progress, values, alpha=0.3, linewidth=0.9, **style)
                 values = _moving_average(values)
             elif len(values) <= 20:
-                style |= {"marker": MARKERS[run], "markersize": 3.5}
-            axes.plot(progress, values, label=NAMES[run], **style)
+                style |= {"marker": policy.marker, "markersize": 3.5}
+            axes.plot(progress, values, label=policy.label, **style)
         axes.set_xlabel(xlabel)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}")
         axes.grid(alpha=0.25)

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from rl4rec.evaluation.compare import PAIRS, interval_key
+from rl4rec.algorithms import get_policy, pair_key, pairs, rl_algorithms
+from rl4rec.evaluation.compare import interval_key
 from rl4rec.params import RLParams
-from rl4rec.report.table import NAMES, headline_metrics, verdict
-
-_MEANING = {
-    "popularity": "Shows everybody what was taken most in the training data. The baseline.",
-    "sft": "GPT-2-style policy over items, trained to predict the next item. The start of all others.",
-    "sft_continued": "The control: SFT, with GRPO's updates spent on more cross-entropy.",
-    "ppo": "SFT, then PPO with the metric of its slates as the reward.",
-    "grpo": "SFT, then GRPO with the metric of its slates as the reward.",
-    "oracle": "The simulated shop's true next-item distribution: the best that any policy could do.",
-}
+from rl4rec.report.table import headline_metrics, verdict
 
 
 def policy_meanings(comparison: dict[str, Any]) -> list[tuple[str, str]]:
     """Name and meaning of each policy that was compared."""
-    return [(NAMES[policy], _MEANING[policy]) for policy in comparison["policies"]]
+    return [(policy.label, policy.meaning) for policy in map(get_policy, comparison["policies"])]
 
 
 def policy_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
@@ -28,7 +20,7 @@ def policy_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     key = interval_key(comparison["bootstrap"]["confidence"])
     return [
         {
-            "name": NAMES[policy],
+            "name": get_policy(policy).label,
             "cells": [
                 {"value": f"{row[name]['mean']:.4f}", "interval": f"[{row[name][key][0]:.4f}, {row[name][key][1]:.4f}]"}
                 for name, _ in headline_metrics(comparison)
@@ -42,13 +34,13 @@ def pair_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     """Differences, intervals and verdicts of each pair."""
     key = interval_key(comparison["bootstrap"]["confidence"])
     rows = []
-    for first, second in PAIRS:
-        pair = comparison.get(f"{first}_vs_{second}")
-        if pair is None:
+    for pair in pairs():
+        differences = comparison.get(pair_key(pair))
+        if differences is None:
             continue
         cells = []
         for name, _ in headline_metrics(comparison):
-            change = pair[name]
+            change = differences[name]
             relative = "" if change["relative"] is None else f" ({change['relative'] * 100:+.1f} %)"
             lower, upper = change[key]
             cells.append(
@@ -58,7 +50,7 @@ def pair_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
                     "verdict": verdict(change[key]),
                 }
             )
-        rows.append({"name": f"{NAMES[first]} - {NAMES[second]}", "cells": cells})
+        rows.append({"name": f"{pair[0].label} - {pair[1].label}", "cells": cells})
     return rows
 
 
@@ -72,7 +64,7 @@ def beyond_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     k = comparison["k"]
     return [
         {
-            "name": NAMES[policy],
+            "name": get_policy(policy).label,
             "cells": [
                 f"{row[f'test.full.coverage@{k}']['mean'] * 100:.1f} %",
                 f"{row[f'test.full.popularity@{k}']['mean']:.1f}",
@@ -108,7 +100,7 @@ def protocol_rows(comparison: dict[str, Any], params: RLParams) -> list[tuple[st
             f"{bootstrap['samples']:,} resamples, seed {bootstrap['seed']}; not corrected for their number, and silent "
             "about other training seeds",
         ),
-        ("Training seeds", f"PPO {params.ppo.seed}, GRPO {params.grpo.seed}"),
+        ("Training seeds", ", ".join(f"{each.label} {getattr(params, each.key).seed}" for each in rl_algorithms())),
         ("Versions", "; ".join(_versions(comparison))),
     ]
 

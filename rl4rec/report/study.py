@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from rl4rec.report.table import NAMES, verdict
+from rl4rec.algorithms import START, get_policy
+from rl4rec.report.table import verdict
 
 COLUMNS = (("test.full.ndcg@10", "NDCG@10, full"), ("test.full.hit@10", "HR@10, full"),
            ("test.sampled100.ndcg@10", "NDCG@10, 1+100"))  # fmt: skip
@@ -28,13 +29,13 @@ def study_tables(study: dict[str, Any]) -> str:
 def _differences(setting: dict[str, Any]) -> str:
     rows = ["| test, mean over seeds | " + " | ".join(title for _, title in COLUMNS) + " |", "|---|---:|---:|---:|"]
     for pair in PAIRS:
-        first, second = pair.split("_vs_")
+        first, second = map(get_policy, pair.split("_vs_"))
         cells = []
         for key, _ in COLUMNS:
             found = setting[pair][key]
             low, high = found["ci95"]
             cells.append(f"{found['relative'] * 100:+.1f} %, {found['delta']:+.4f} [{low:+.4f}, {high:+.4f}]")
-        rows.append(f"| {NAMES[first]} - {NAMES[second]} | {' | '.join(cells)} |")
+        rows.append(f"| {first.label} - {second.label} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -45,12 +46,12 @@ def _runs(setting: dict[str, Any]) -> str:
     ]
     start = setting["sft"]
     shown = (f"{start[key]:.4f}" for key in _SHOWN)
-    rows.append(f"| {NAMES['sft']} | {' | '.join(shown)} | | | |")
+    rows.append(f"| {get_policy(START).label} | {' | '.join(shown)} | | | |")
     for algorithm in ("grpo", "ppo", "sft_continued"):
         runs = _of(setting, algorithm)
         cells = [_spread(runs, key, 4) for key in _SHOWN]
         cells += [_spread(runs, key, 0) for key in ("best_step", "train_seconds", "peak_memory_mb")]
-        rows.append(f"| {NAMES[algorithm]} | {' | '.join(cells)} |")
+        rows.append(f"| {get_policy(algorithm).label} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

@@ -6,16 +6,9 @@ from typing import Any
 
 from rich.table import Table
 
-from rl4rec.evaluation.compare import PAIRS, interval_key
-
-NAMES = {
-    "popularity": "Popularity",
-    "sft": "SFT",
-    "sft_continued": "SFT continued",
-    "ppo": "PPO",
-    "grpo": "GRPO",
-    "oracle": "Oracle",
-}
+from rl4rec import algorithms
+from rl4rec.algorithms import pair_key, pairs
+from rl4rec.evaluation.compare import interval_key
 
 WIDE = 110  # columns of a terminal that show every interval on one line
 
@@ -58,16 +51,17 @@ def comparison_table(comparison: dict[str, Any], *, width: int = WIDE) -> Table:
     table.add_column("")
     for _, title in columns:
         table.add_column(title, justify="right")
-    for policy in sorted(comparison["policies"], key=[*NAMES].index):  # JSON files are sorted by key
-        row = comparison["policies"][policy]
-        table.add_row(NAMES[policy], *(f"{row[name]['mean']:.4f}" for name, _ in columns))
+    for policy in algorithms.POLICIES:  # JSON files are sorted by key
+        row = comparison["policies"].get(policy.key)
+        if row is not None:
+            table.add_row(policy.label, *(f"{row[name]['mean']:.4f}" for name, _ in columns))
     table.add_section()
-    for first, second in PAIRS:
-        row = comparison.get(f"{first}_vs_{second}")
+    for pair in pairs():
+        row = comparison.get(pair_key(pair))
         if row is not None:
             cells = (
                 f"{row[name]['delta']:+.4f}\n[{row[name][key][0]:+.4f}, {row[name][key][1]:+.4f}]"
                 for name, _ in columns
             )
-            table.add_row(f"{NAMES[first]} - {NAMES[second]}", *(cell.replace("[", "\\[") for cell in cells))
+            table.add_row(f"{pair[0].label} - {pair[1].label}", *(cell.replace("[", "\\[") for cell in cells))
     return table

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rl4rec import algorithms
 from rl4rec._io import write_bytes, write_text
+from rl4rec.algorithms import rl_algorithms
 from rl4rec.params import RLParams
 from rl4rec.report.answers import questions
 from rl4rec.report.claims import claims
@@ -22,7 +24,7 @@ from rl4rec.report.rows import (
     protocol_rows,
     version_notes,
 )
-from rl4rec.report.table import NAMES, headline_metrics
+from rl4rec.report.table import headline_metrics
 
 SOURCES = {"amazon-beauty": "Amazon Beauty", "simulated": "the simulated shop"}
 _LEVELS = ("difference_", "ndcg_")  # plots of results; the others are curves of training
@@ -41,8 +43,8 @@ def write_report(
 
     Args:
         comparison: as in `metrics/comparison.json`.
-        logs: training logs by stage name (`sft`, `ppo`, `grpo`); missing ones become notes.
-        params: what the two algorithms were told to do.
+        logs: training logs of SFT and the RL algorithms, by policy; missing ones become notes.
+        params: what the algorithms were told to do.
         folder: where to write.
         examples: slates of some users, see `find_examples`.
         notes: what else the reader should know.
@@ -66,6 +68,7 @@ def write_report(
     environment.filters["cell"] = _cell
     k, card = comparison["k"], comparison["protocol"]
     context = {
+        "algorithms": ", ".join(policy.label for policy in rl_algorithms()),
         "source": SOURCES.get(card["source"], "your data"),
         "users": f"{card['evaluated_users']:,}",
         "items": f"{card['items']:,}",
@@ -87,7 +90,7 @@ def write_report(
         "claims": claims(comparison, logs.get("ppo"), logs.get("grpo"), params),
         "examples": examples,
         "rule": selection_rule(k, comparison["bootstrap"]["seed"]),
-        "names": NAMES,
+        "names": {policy.key: policy.label for policy in algorithms.POLICIES},
         "protocol": protocol_rows(comparison, params),
         "notes": [*plot_notes, *notes, *version_notes(comparison)],
     }

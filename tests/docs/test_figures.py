@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from rl4rec.algorithms import evaluated_keys, get_policy
 from rl4rec.data.sources.interactions import read_interactions
 from rl4rec.data.sources.sequences import read_sequences
 from rl4rec.errors import UserError
 from rl4rec.params import Columns
 from rl4rec.report.study import study_tables
-from rl4rec.report.table import NAMES, verdict
+from rl4rec.report.table import verdict
 from tests.docs.markdown import glossary, in_general
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +100,7 @@ def test_protocols_are_explained_with_the_figures_of_the_ranks() -> None:
             values[key] for key in ("full_ndcg@10", "sampled_ndcg@10_expected", "sampled_ndcg@10")
         )
         assert (
-            f"| {NAMES[policy]} | {full:.4f} | {expected:.4f} | {measured:.4f} | {measured / full:.1f} | "
+            f"| {get_policy(policy).label} | {full:.4f} | {expected:.4f} | {measured:.4f} | {measured / full:.1f} | "
             f"{values['median_full_rank']:,.0f} |"
         ) in page, policy
         assert abs(expected - measured) < 0.001, policy  # the explanation is right, and "worth less than .001"
@@ -165,7 +166,7 @@ def test_the_answer_about_ppo_and_grpo_is_that_of_the_committed_study() -> None:
 
 def test_every_key_of_the_committed_metrics_is_in_the_glossary() -> None:
     known = glossary()
-    for policy in NAMES.keys() - {"oracle"}:
+    for policy in evaluated_keys():
         found = json.loads((ROOT / f"metrics/{policy}.json").read_text(encoding="utf-8"))
         for protocol, values in found["test"].items():
             assert protocol in known
@@ -177,5 +178,5 @@ def test_the_table_of_other_processors_begins_with_the_committed_figures() -> No
     for policy in ("sft", "sft_continued", "ppo", "grpo"):
         test = json.loads((ROOT / f"metrics/{policy}.json").read_text(encoding="utf-8"))["test"]
         full, sampled = (f"{test[protocol]['ndcg@10']:.4f}"[1:] for protocol in ("full", "sampled100"))
-        row = next(line for line in page.splitlines() if line.startswith(f"| {NAMES[policy]} |"))
+        row = next(line for line in page.splitlines() if line.startswith(f"| {get_policy(policy).label} |"))
         assert [cell.split(", ")[0].strip() for cell in row.split("|")[2:4]] == [full, sampled]

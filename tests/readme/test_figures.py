@@ -4,9 +4,9 @@ import json
 import re
 from pathlib import Path
 
+from rl4rec.algorithms import get_policy
 from rl4rec.data.vocabulary import build_tokenizer
 from rl4rec.model.create import create_policy
-from rl4rec.report.table import NAMES
 from rl4rec.settings import load_params
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ def test_differences_equal_the_committed_comparison() -> None:
     comparison = json.loads((ROOT / "metrics/comparison.json").read_text(encoding="utf-8"))
     pairs = ("ppo_vs_sft", "grpo_vs_sft", "ppo_vs_sft_continued", "grpo_vs_sft_continued", "grpo_vs_ppo")
     for pair in pairs:
-        first, second = (NAMES[name] for name in pair.split("_vs_"))
+        first, second = (get_policy(name).label for name in pair.split("_vs_"))
         row = re.search(rf"^\| {first} - {second} \|(.*)\|$", readme, re.MULTILINE)
         assert row is not None, f"README: no row for {first} - {second}"
         expected = []
@@ -82,7 +82,7 @@ def test_refit_figures_are_those_of_the_committed_metrics() -> None:
         found = json.loads((ROOT / f"metrics/refit/{policy}.json").read_text(encoding="utf-8"))
         assert found["protocol"]["feedback"] == "latest"
         full, sampled = (found["test"][protocol]["ndcg@10"] for protocol in ("full", "sampled100"))
-        assert f"{NAMES[policy]} {full:.4f} / {sampled:.4f}" in readme
+        assert f"{get_policy(policy).label} {full:.4f} / {sampled:.4f}" in readme
 
 
 def test_the_size_of_the_policy_is_that_of_the_settings() -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from rl4rec.params import Float, Int, Positive, Section, Seed
-
-Stage = Literal["sft", "sft_continued", "rl@ppo", "rl@grpo"]
+from rl4rec.algorithms import training_stages
+from rl4rec.params import Float, Int, Positive, Section, Seed, check_choice
 
 
 def _scalar(value: Any) -> Any:
@@ -83,7 +82,7 @@ class PrunerParams(Section):
 class SweepParams(Section):
     """The whole of `sweep.yaml`. The search maximises; all metrics of validation are better when larger."""
 
-    stage: Stage
+    stage: Annotated[str, AfterValidator(lambda value: check_choice(value, training_stages()))]
     metric: Annotated[str, Field(pattern=r"^full/(ndcg|hit)@\d+$")] = "full/ndcg@10"
     trials: Positive = 12
     seeds: Positive = 1
