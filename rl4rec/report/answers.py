@@ -82,7 +82,13 @@ def _answer(comparison: dict[str, Any], compared: list[tuple[Policy, Policy]], m
         )
     base = compared[0][1].label
     parts = [
-        f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} {_SAYS[word]} {base}"
+        f"{_enumerate(names)} {'is' if len(names) == 1 else 'are'} {_SAYS[word]} {base}"
         for word, names in by_verdict.items()
     ]
     return Answer(protocol, ", and ".join(parts) + ".", findings)
+
+
+def _enumerate(names: list[str]) -> str:
+    """Names in a sentence: `A`, `A and B`, `A, B and C`."""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last

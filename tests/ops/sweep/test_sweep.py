@@ -203,7 +203,7 @@ RATE, BATCH = "rl.grpo.learning_rate", "rl.grpo.batch_size"
     ("changes", "message"),
     [
         ({"trails": 3}, "trails: unknown key; did you mean 'trials'?"),
-        ({"stage": "rl"}, "stage: Input should be 'sft', 'sft_continued', 'rl@ppo' or 'rl@grpo' (got 'rl')"),
+        ({"stage": "rl"}, "stage: expected one of sft, sft_continued, rl@ppo, rl@grpo (got 'rl')"),
         ({"trials": 0}, "trials: Input should be greater than or equal to 1 (got 0)"),
         ({"metric": "test/full/ndcg@10"}, "metric: String should match pattern"),
         ({"metric": "full/ndcg@5"}, "metric: stage rl@grpo validates at k = 10, got full/ndcg@5"),
