@@ -93,7 +93,7 @@ def main() -> None:
     for _ in range(ROUNDS):
         for name, each in work.items():
             seconds[name].append(timed(each))
-    exact = evaluate("few", in_order(states[: len(few.users)], items), few, params).ranks["valid_full"].to_numpy()
+    exact = evaluate("few", in_order(states[: len(few.users)], items), few, params).ranks["valid/full"].to_numpy()
     fresh = ~ranked_fold(few, "valid").repeated  # targets that the user has not taken before
     for sort in (False, True):
         off = np.abs(plain(few, states.cpu(), items.cpu(), sort=sort) - exact)[fresh]

@@ -20,6 +20,7 @@ from typing import Any
 from readme_words import FIGURES, SPEED, STUDY, STUDY_PATTERNS, WORDS
 
 from rl4rec.algorithms import START, Policy, evaluated_keys, get_policy, trained_keys
+from rl4rec.metrics import metric_key
 from rl4rec.report.study import study_tables
 from rl4rec.report.table import headline_metrics
 
@@ -49,7 +50,7 @@ def results(language: str) -> str:
         found = (f"{_first(pair).label} {_relative(comparison, pair, key)}" for pair in CHANGES)
         changes.append(f"{words[protocol]} {', '.join(found)}")
     coverage = ", ".join(
-        f"{get_policy(policy).label} {comparison['policies'][policy]['test.full.coverage@10']['mean'] * 100:.0f} %"
+        f"{get_policy(policy).label} {comparison['policies'][policy]['test/full/coverage@10']['mean'] * 100:.0f} %"
         for policy in ("sft", "ppo", "grpo")
     )
     return "\n".join([*rows, "", f"- {words['changes']}: {'; '.join(changes)}.", f"- {words['coverage']}: {coverage}."])
@@ -59,8 +60,9 @@ def refit(language: str) -> str:
     """Test figures of the policies of `make refit`, of `metrics/refit/`."""
     found = []
     for policy in trained_keys():
-        test = _json(f"metrics/refit/{policy}.json")["test"]
-        found.append(f"{get_policy(policy).label} {test['full']['ndcg@10']:.4f} / {test['sampled100']['ndcg@10']:.4f}")
+        figures = _json(f"metrics/refit/{policy}.json")["metrics"]
+        full, sampled = (figures[metric_key("test", protocol, "ndcg", 10)] for protocol in ("full", "sampled100"))
+        found.append(f"{get_policy(policy).label} {full:.4f} / {sampled:.4f}")
     return f"{WORDS[language]['refit']}: {', '.join(found)}."
 
 

@@ -71,7 +71,7 @@ def main() -> None:
     for policy in evaluated_keys():
         ranks = pl.read_parquet(root / f"ranks/{policy}.parquet")
         own = distinct_rows(data.sequences.take(ranks["user_row"].to_numpy()), data.num_items)
-        columns = (ranks["test_full"].to_numpy(), ranks["test_sampled"].to_numpy())
+        columns = (ranks["test/full"].to_numpy(), ranks[f"test/sampled{NEGATIVES}"].to_numpy())
         result["policies"][policy] = taken_apart(*columns, data.num_items - own.lengths)
     unseen = np.full(
         len(EXAMPLES), data.num_items - 9

@@ -16,19 +16,22 @@ from typing import Any
 
 from common import ROOT, finish, own_cores, pipeline_folder, save, start
 
-METRICS = ("full/ndcg@10", "full/hit@10", "sampled100/ndcg@10", "sampled100/hit@10")
+from rl4rec.metrics import metric_key
+
+KEYS = [
+    metric_key(fold, protocol, metric, 10)
+    for fold in ("valid", "test")
+    for protocol in ("full", "sampled100")
+    for metric in ("ndcg", "hit")
+]
 
 
 def outcome(folder: Path) -> dict[str, Any]:
     """Metrics of both folds, and what the training took."""
-    metrics = json.loads((folder / "metrics" / "sft.json").read_text(encoding="utf-8"))
+    metrics = json.loads((folder / "metrics" / "sft.json").read_text(encoding="utf-8"))["metrics"]
     summary = json.loads((folder / "logs" / "sft.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     found: dict[str, Any] = {"train_seconds": summary["train_seconds"], "best_step": summary["best_step"]}
-    for fold in ("valid", "test"):
-        for name in METRICS:
-            protocol, metric = name.split("/")
-            found[f"{fold}/{name}"] = metrics[fold][protocol][metric]
-    return found
+    return found | {key: metrics[key] for key in KEYS}
 
 
 def main() -> None:
@@ -52,8 +55,7 @@ def main() -> None:
             for seed in together:
                 found[str(seed)] = outcome(folders[seed])
                 sys.stdout.write(f"seed {seed}: {json.dumps(found[str(seed)])}\n")
-    keys = [key for key in found[str(arguments.seeds[0])] if "/" in key]
-    columns = {key: [run[key] for run in found.values()] for key in keys}
+    columns = {key: [run[key] for run in found.values()] for key in KEYS}
     details = {
         "data_hash": data.data_hash,
         "seeds": found,

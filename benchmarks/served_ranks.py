@@ -58,7 +58,7 @@ def main() -> None:
         rows = range(start, min(start + AT_ONCE, len(fold.targets)))
         histories = [[data.item_ids[item] for item in fold.history[row]] for row in rows]
         for row, answer in zip(rows, recommender.recommend(histories, k=data.num_items), strict=True):
-            target, rank = data.item_ids[fold.targets[row]], ranks["test_full"][row]
+            target, rank = data.item_ids[fold.targets[row]], ranks["test/full"][row]
             found[compare(answer, target, rank, data.num_items - 1, bool(fold.repeated[row]))] += 1
     kinds = ("equal", "tied", "rounding", "never_shown", "different")
     result = {"policy": args.policy, "data_hash": data.data_hash, "users": len(fold.targets)}

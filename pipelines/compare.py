@@ -42,7 +42,7 @@ def main(params: Params) -> None:
         markdown, html = write_report(comparison, logs, params.rl, REPORTS, examples=examples, notes=notes)
         for pair, rows in comparison.items():
             if "_vs_" in pair:
-                run.log_metrics({f"{pair}/{key.replace('.', '/')}": row["delta"] for key, row in rows.items()})
+                run.log_metrics({f"{pair}/{key}": row["delta"] for key, row in rows.items()})
         for path in (markdown, html, METRICS / "comparison.json"):
             run.log_artifact(path, folder="report")
         for path in sorted((REPORTS / "plots").glob("*.png")):

@@ -7,8 +7,9 @@ from rl4rec._stage import run_variant_stage
 from rl4rec.algorithms import evaluated_keys
 from rl4rec.data.dataset import load_prepared
 from rl4rec.evaluation.files import save_evaluation
-from rl4rec.evaluation.protocols import FOLDS, evaluate
+from rl4rec.evaluation.protocols import evaluate
 from rl4rec.evaluation.scorers import load_scorer
+from rl4rec.metrics import MetricKey, metric_key
 from rl4rec.ops.tracking import stage_run
 from rl4rec.params import Params
 
@@ -22,16 +23,14 @@ def main(params: Params, policy: str) -> None:
         result = evaluate(policy, load_scorer(policy, data, Path("models")), data, params.evaluate)
         metrics_path = Path("metrics", f"{policy}.json")
         save_evaluation(result, metrics_path, *(Path(kind, f"{policy}.parquet") for kind in ("ranks", "slates")))
-        for fold in FOLDS:
-            for protocol, values in result.metrics[fold].items():
-                metrics = {f"{fold}/{protocol}/{key}": value for key, value in values.items()}
-                run.log_metrics(metrics)
-                if fold == "test":  # its validations are a learning curve there
-                    run.log_result(metrics, Path("models", policy))
+        run.log_metrics(result.metrics)
+        test = {key: value for key, value in result.metrics.items() if MetricKey.parse(key).fold == "test"}
+        run.log_result(test, Path("models", policy))  # its validations are a learning curve there
         run.log_artifact(metrics_path, folder="metrics")
     k = min(params.evaluate.ks, key=lambda k: abs(k - 10))  # as elsewhere, where it is measured
     for protocol in ("full", f"sampled{params.evaluate.negatives}"):
-        logger.info("%s, test, %s: NDCG@%d %.4f", policy, protocol, k, result.metrics["test"][protocol][f"ndcg@{k}"])
+        key = metric_key("test", protocol, "ndcg", k)
+        logger.info("%s: %s %.4f", policy, key, result.metrics[key])
 
 
 if __name__ == "__main__":

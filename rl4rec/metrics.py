@@ -2,16 +2,65 @@
 
 With a single held-out item the ideal DCG is 1 (the target on top), so NDCG@k is the gain at the target's slot:
 `1 / log2(rank + 2)` for a 0-based rank below k, else 0 (Järvelin & Kekäläinen 2002, binary relevance).
+
+A measured figure has one name everywhere, its key: `test/full/ndcg@10`. What stands before the last `/` names the
+column of the ranks behind it.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from rl4rec.errors import UserError, shown
+from rl4rec.params import METRIC_KEY, METRIC_KEY_FORM
+
 RewardType = Literal["ndcg", "hit", "mrr", "mixed"]
+
+
+def metric_key(fold: str, protocol: str, metric: str, k: int) -> str:
+    """The name of a figure.
+
+    Args:
+        fold: `valid` or `test`.
+        protocol: `full`, `full_unmasked` or `sampled<n>`.
+        metric: such as `ndcg`; docs/metrics.md has them all.
+        k: cut-off.
+
+    Examples:
+        >>> metric_key("test", "full", "ndcg", 10)
+        'test/full/ndcg@10'
+    """
+    return f"{fold}/{protocol}/{metric}@{k}"
+
+
+class MetricKey(NamedTuple):
+    """The parts of a figure's name, in the order in which `metric_key` takes them."""
+
+    fold: str
+    protocol: str
+    metric: str
+    k: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Take a name apart.
+
+        Raises:
+            UserError: it is no name of a figure; the message says which form it has.
+
+        Examples:
+            >>> MetricKey.parse("test/full/ndcg@10")
+            MetricKey(fold='test', protocol='full', metric='ndcg', k=10)
+        """
+        found = re.fullmatch(METRIC_KEY, text)
+        if found is None:
+            raise UserError(f"expected {METRIC_KEY_FORM}, got {shown(text)}")
+        fold, protocol, metric, k = found.groups()
+        return cls(fold, protocol, metric, int(k))
 
 
 def rank_gains(ranks: Tensor, *, k: int, metric: Literal["ndcg", "hit", "mrr"]) -> Tensor:

@@ -5,6 +5,7 @@ This module imports neither torch nor transformers, so that a typo is reported i
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import Annotated, Literal, Self
 
@@ -347,7 +348,18 @@ class EvaluateParams(Section):
         return self
 
 
-MetricKey = Annotated[str, Field(pattern=r"^(full|sampled\d+)/[a-z_]+@\d+$")]
+# Names of figures, which `rl4rec/metrics.py` makes and takes apart.
+METRIC_KEY = r"(valid|test)/(full|full_unmasked|sampled[0-9]+)/([a-z_]+)@([0-9]{1,9})"
+METRIC_KEY_FORM = "FOLD/PROTOCOL/METRIC@K (valid or test; full, full_unmasked or sampled<n>), such as test/full/ndcg@10"
+
+
+def _check_metric_key(value: str) -> str:
+    if re.fullmatch(METRIC_KEY, value) is None:
+        raise ValueError(f"expected {METRIC_KEY_FORM}")
+    return value
+
+
+Figure = Annotated[str, AfterValidator(_check_metric_key)]
 Trained = Annotated[str, AfterValidator(lambda value: check_choice(value, trained_keys()))]
 
 
@@ -355,13 +367,12 @@ class GateParams(Section):
     """What a candidate must show before it replaces the champion (`rl4rec promote`); changes are relative."""
 
     candidates: Annotated[tuple[Trained, ...], Field(min_length=1)] = ("ppo", "grpo")
-    fold: Literal["valid", "test"] = "test"
-    metric: MetricKey = "full/ndcg@10"
+    metric: Figure = "test/full/ndcg@10"
     margin: Annotated[Float, Field(ge=-1, le=1)] = 0.0
-    guards: dict[MetricKey, Annotated[Float, Field(ge=0, le=1)]] = {
-        "sampled100/ndcg@10": 0.01,
-        "full/hit@10": 0.02,
-        "full/coverage@10": 0.15,
+    guards: dict[Figure, Annotated[Float, Field(ge=0, le=1)]] = {
+        "test/sampled100/ndcg@10": 0.01,
+        "test/full/hit@10": 0.02,
+        "test/full/coverage@10": 0.15,
     }
 
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from rl4rec.metrics import hit_rate, mrr, ndcg, slate_gains
+from rl4rec.errors import UserError
+from rl4rec.metrics import MetricKey, hit_rate, metric_key, mrr, ndcg, slate_gains
 
 
 def test_gain_of_each_rank_worked_by_hand() -> None:
@@ -34,3 +35,31 @@ def test_mixed_reward_is_the_weighted_sum() -> None:
 def test_each_reward_type_at_the_third_slot(reward_type: str, value: float) -> None:
     gains = slate_gains(torch.tensor([5, 6, 8]), torch.tensor(8), reward_type=reward_type)  # type: ignore[arg-type]
     assert gains.sum().item() == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("test/full/ndcg@10", ("test", "full", "ndcg", 10)),
+        ("valid/sampled100/hit@5", ("valid", "sampled100", "hit", 5)),
+        ("test/full_unmasked/popularity_percentile@20", ("test", "full_unmasked", "popularity_percentile", 20)),
+    ],
+)
+def test_a_key_and_its_parts(text: str, parts: tuple[str, str, str, int]) -> None:
+    assert metric_key(*parts) == text
+    assert MetricKey.parse(text) == parts
+    assert metric_key(*MetricKey.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "ndcg@10", "full/ndcg@10", "test.full.ndcg@5", "train/full/ndcg@10"),
+        *("test/sampled/hit@5", "test/full/ndcg", "test/full/ndcg@10 ", "test/full/ndcg@-1"),
+    ],
+)
+def test_what_is_no_key_is_refused_with_the_choices(text: str) -> None:
+    with pytest.raises(UserError) as refused:
+        MetricKey.parse(text)
+    assert "(valid or test; full, full_unmasked or sampled<n>), such as test/full/ndcg@10" in str(refused.value)
+    assert repr(text) in str(refused.value)

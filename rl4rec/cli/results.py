@@ -88,6 +88,7 @@ def collect_refit(
     Needs a refit (`make refit`). Writes metrics/refit/POLICY.json.
     """
     from rl4rec._io import read_json, write_json
+    from rl4rec.metrics import metric_key
 
     for policy in trained_keys():
         source, target = folder / "metrics" / f"{policy}.json", root / "metrics" / "refit" / f"{policy}.json"
@@ -95,7 +96,8 @@ def collect_refit(
         try:
             found["protocol"]["feedback"] = "latest"  # so the figures of fold `valid` are those of training targets
             k, n = found["protocol"]["k"][-1], found["protocol"]["negatives"]["n"]
-            full, sampled = (float(found["test"][name][f"ndcg@{k}"]) for name in ("full", f"sampled{n}"))
+            keys = (metric_key("test", protocol, "ndcg", k) for protocol in ("full", f"sampled{n}"))
+            full, sampled = (float(found["metrics"][key]) for key in keys)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise UserError(f"{source}: not an evaluation ({error!r}). Run `make refit`.") from None
         write_json(target, found)

@@ -45,7 +45,7 @@ def compare_policies(evaluations: Mapping[str, Evaluation], params: CompareParam
     }
     result: dict[str, Any] = {
         "protocol": _shared_protocol(next(iter(evaluations.values()))),
-        "versions": {policy: evaluation.metrics["protocol"]["versions"] for policy, evaluation in evaluations.items()},
+        "versions": {policy: evaluation.protocol["versions"] for policy, evaluation in evaluations.items()},
         "k": k,
         "bootstrap": settings,
         "policies": {},
@@ -56,10 +56,10 @@ def compare_policies(evaluations: Mapping[str, Evaluation], params: CompareParam
             found = bootstrap_mean(users, **settings)
             row[name] = {"mean": _round(found.mean), key: [_round(found.lower), _round(found.upper)]}
         for fold in FOLDS:
-            full = evaluations[policy].metrics[fold]["full"]
-            for name in (f"coverage@{k}", f"popularity@{k}", f"popularity_percentile@{k}", f"diversity@{k}"):
-                if name in full:  # diversity is measured at small cut-offs only
-                    row[f"{fold}.full.{name}"] = {"mean": full[name]}
+            for name in ("coverage", "popularity", "popularity_percentile", "diversity"):
+                figure = metrics.metric_key(fold, "full", name, k)
+                if figure in evaluations[policy].metrics:  # diversity is measured at small cut-offs only
+                    row[figure] = {"mean": evaluations[policy].metrics[figure]}
         result["policies"][policy] = row
     for pair in track(pairs(), "bootstrap of the differences", unit="pair"):
         first, second = (gains.get(policy.key) for policy in pair)
@@ -92,26 +92,27 @@ def paired_differences(
 
 
 def per_user_gains(policy: str, evaluation: Evaluation, k: int) -> dict[str, FloatArray]:
-    """Per-user values of each reported metric, `test.full.ndcg@10` -> (u,), checked against the metrics file.
+    """Per-user values of each reported metric, `test/full/ndcg@10` -> (u,), checked against the metrics file.
 
     Raises:
         UserError: ranks and metrics are of different runs.
     """
-    sampled = f"sampled{evaluation.metrics['protocol']['negatives']['n']}"
+    sampled = f"sampled{evaluation.protocol['negatives']['n']}"
     values: dict[str, FloatArray] = {}
     for fold in FOLDS:
-        for column, protocol in ((f"{fold}_full", "full"), (f"{fold}_sampled", sampled)):
-            ranks = torch.from_numpy(_column(policy, evaluation.ranks, column))
+        for protocol in ("full", sampled):
+            ranks = torch.from_numpy(_column(policy, evaluation.ranks, f"{fold}/{protocol}"))
             for name in METRICS:
                 users = metrics.rank_gains(ranks, k=k, metric=name).numpy()
-                stated = evaluation.metrics[fold][protocol][f"{name}@{k}"]
+                key = metrics.metric_key(fold, protocol, name, k)
+                stated = evaluation.metrics[key]
                 if not np.isclose(users.mean(), stated, rtol=0, atol=10.0**-DECIMALS):
                     raise UserError(
-                        f"ranks/{policy}.parquet: its {fold} {protocol} {name}@{k} is {users.mean():.8f}, but "
+                        f"ranks/{policy}.parquet: its {key} is {users.mean():.8f}, but "
                         f"metrics/{policy}.json says {stated}: the files are of different runs. "
                         f"Run `dvc repro evaluate@{policy}`."
                     )
-                values[f"{fold}.{protocol}.{name}@{k}"] = users
+                values[key] = users
     return values
 
 
@@ -122,7 +123,7 @@ def _column(policy: str, ranks: pl.DataFrame, column: str) -> np.ndarray[Any, np
 
 
 def _shared_protocol(evaluation: Evaluation) -> dict[str, Any]:
-    return {key: value for key, value in evaluation.metrics["protocol"].items() if key != "versions"}
+    return {key: value for key, value in evaluation.protocol.items() if key != "versions"}
 
 
 def _require_one_protocol(evaluations: Mapping[str, Evaluation], k: int) -> None:

@@ -11,6 +11,8 @@ from pydantic import BaseModel, Field, ValidationError
 from rl4rec._io import read_json, read_parquet, write_json, write_parquet
 from rl4rec.errors import UserError, shown
 from rl4rec.evaluation.protocols import FOLDS, METRICS, SLATE_LENGTH, Evaluation
+from rl4rec.metrics import metric_key
+from rl4rec.params import Figure
 
 _BEYOND = ("coverage", "popularity", "popularity_percentile")
 
@@ -51,8 +53,7 @@ class _Metrics(BaseModel):
 
     policy: str
     protocol: _Protocol
-    valid: dict[str, dict[str, Value]]
-    test: dict[str, dict[str, Value]]
+    metrics: dict[Figure, Value]
 
 
 def save_evaluation(
@@ -62,7 +63,8 @@ def save_evaluation(
     if slates_path is not None and evaluation.slates is not None:
         write_parquet(slates_path, evaluation.slates)
     write_parquet(ranks_path, evaluation.ranks)
-    write_json(metrics_path, evaluation.metrics)
+    content = {"policy": evaluation.policy, "protocol": evaluation.protocol, "metrics": evaluation.metrics}
+    write_json(metrics_path, content)
 
 
 def load_evaluation(metrics_path: Path, ranks_path: Path) -> Evaluation:
@@ -72,9 +74,9 @@ def load_evaluation(metrics_path: Path, ranks_path: Path) -> Evaluation:
         UserError: a file is missing or damaged, or lacks what it should hold.
     """
     again = f"Run `dvc repro evaluate@{metrics_path.stem}`."
-    metrics = load_metrics(metrics_path, then=again)
+    found = load_metrics(metrics_path, then=again)
     ranks = read_parquet(ranks_path, then=again)
-    for column in ("user_row", *(f"{fold}_{protocol}" for fold in FOLDS for protocol in ("full", "sampled"))):
+    for column in ("user_row", *dict.fromkeys(key.rpartition("/")[0] for key in found["metrics"])):
         if column not in ranks.columns:
             raise UserError(f"{ranks_path}: no column '{column}'. {again}")
         values = ranks[column]
@@ -82,7 +84,7 @@ def load_evaluation(metrics_path: Path, ranks_path: Path) -> Evaluation:
             raise UserError(f"{ranks_path}: column '{column}' must hold 32-bit numbers from 0, without gaps. {again}")
     if ranks.is_empty():
         raise UserError(f"{ranks_path}: no users. {again}")
-    return Evaluation(metrics, ranks)
+    return Evaluation(found["policy"], found["protocol"], found["metrics"], ranks)
 
 
 def load_slates(path: Path, *, users: pl.Series, num_items: int) -> pl.DataFrame:
@@ -123,9 +125,9 @@ def load_metrics(path: Path, *, then: str) -> dict[str, Any]:
     Raises:
         UserError: the file is missing or damaged, or a key is missing or of the wrong type; the message names it.
     """
-    metrics = read_json(path, then=then)
+    found = read_json(path, then=then)
     try:
-        card = _Metrics.model_validate(metrics)
+        card = _Metrics.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -134,7 +136,7 @@ def load_metrics(path: Path, *, then: str) -> dict[str, Any]:
     for fold in FOLDS:
         for protocol in ("full", f"sampled{card.protocol.negatives.n}"):
             names = (*METRICS, *_BEYOND) if protocol == "full" else METRICS
-            for key in (f"{name}@{k}" for name in names for k in card.protocol.k):
-                if key not in metrics[fold].get(protocol, {}):
-                    raise UserError(f"{path}: not an evaluation: {fold}.{protocol}.{key} is missing. {then}")
-    return metrics
+            for key in (metric_key(fold, protocol, name, k) for name in names for k in card.protocol.k):
+                if key not in card.metrics:
+                    raise UserError(f"{path}: not an evaluation: {key} is missing. {then}")
+    return found

@@ -50,14 +50,19 @@ class Evaluation:
     """Metrics of one policy (as in `metrics/<policy>.json`) and the per-user ranks and slates behind them.
 
     Attributes:
-        metrics: `metrics[fold][protocol][metric]`, and the protocol itself; docs/metrics.md has every key.
-        ranks: a user a row: `user_row`, then `<fold>_<full|full_unmasked|sampled>`, 0 is the top.
-        slates: a user a row, in the same order: the items that the full ranking of the test fold has on top;
+        policy: its name.
+        protocol: everything that two results must share to be comparable, and the versions behind this one.
+        metrics: by key, such as `test/full/ndcg@10`; docs/metrics.md has every one.
+        ranks: one row per user: `user_row`, then a column for each fold and protocol, such as `test/full`; 0 is the
+            top.
+        slates: one row per user, in the same order: the items that the full ranking of the test fold has on top;
             None where they were not read.
     """
 
-    metrics: dict[str, Any]
-    ranks: pl.DataFrame  # user_row, then <fold>_<full|full_unmasked|sampled>, int32, 0 is the top
+    policy: str
+    protocol: dict[str, Any]
+    metrics: dict[str, float]
+    ranks: pl.DataFrame  # int32
     slates: pl.DataFrame | None = None  # user_row int32, items list<int32>, see `slates_of`
 
 
@@ -73,7 +78,7 @@ def evaluate(name: str, scorer: Scorer, data: PreparedData, params: EvaluatePara
         params: the `evaluate` section.
 
     Returns:
-        The metrics as `metrics[fold][protocol][metric]`, such as `["test"]["full"]["ndcg@10"]`, and everyone's ranks.
+        The metrics by key, such as `metrics["test/full/ndcg@10"]`, and everyone's ranks.
 
     Raises:
         UserError: a score is NaN, or nobody has a held-out item.
@@ -111,26 +116,28 @@ def _evaluate(
     users = folds[0][0].user_rows
     sequences = data.sequences if len(users) == len(data.sequences) else data.sequences.take(users)
     negatives = sample_negatives(sequences, num_items=data.num_items, n=params.negatives, seed=params.seed)
-    result: dict[str, Any] = {"policy": name, "protocol": protocol_card(data, params, negatives, folds)}
+    found: dict[str, float] = {}
     ranks: dict[str, npt.NDArray[Any]] = {"user_row": users.astype(np.int32)}
     together = CoOccurrence(data.train_sequences(), data.num_items)
     slates: pl.DataFrame | None = None
     for fold, score in folds:
         fold_ranks, shown = _rank(fold, score, data.num_items, negatives, params)
-        result[fold.name] = {
-            (f"sampled{params.negatives}" if protocol == "sampled" else protocol): accuracy(values, params.ks)
-            | (_beyond_accuracy(shown[protocol], data, params.ks) if protocol in shown else {})
-            for protocol, values in fold_ranks.items()
-        }
-        small = [k for k in params.ks if k <= _DIVERSITY_KS]
-        diversity = together.diversity(shown["full"][:, :_DIVERSITY_KS], small)
-        result[fold.name]["full"] |= {
-            f"diversity@{k}": round(value, DECIMALS) for k, value in zip(small, diversity, strict=True)
-        }
-        ranks |= {f"{fold.name}_{protocol}": values for protocol, values in fold_ranks.items()}
+        for protocol, values in fold_ranks.items():
+            measured = _accuracy(values, params.ks)
+            if protocol in shown:
+                measured |= _beyond_accuracy(shown[protocol], data, params.ks)
+            if protocol == "full":
+                small = [k for k in params.ks if k <= _DIVERSITY_KS]
+                diversity = together.diversity(shown["full"][:, :_DIVERSITY_KS], small)
+                measured |= {("diversity", k): value for k, value in zip(small, diversity, strict=True)}
+            found |= {
+                metrics.metric_key(fold.name, protocol, metric, k): round(value, DECIMALS)
+                for (metric, k), value in measured.items()
+            }
+            ranks[f"{fold.name}/{protocol}"] = values
         if fold.name == "test":
             slates = slates_of(users, shown["full"])
-    return Evaluation(result, pl.DataFrame(ranks), slates)
+    return Evaluation(name, protocol_card(data, params, negatives, folds), found, pl.DataFrame(ranks), slates)
 
 
 def slates_of(users: npt.NDArray[Any], shown: npt.NDArray[np.int32]) -> pl.DataFrame:
@@ -151,7 +158,8 @@ def _rank(
 ) -> tuple[dict[str, Ranks], dict[str, npt.NDArray[np.int32]]]:
     """Ranks by protocol (u,), and the items on top by protocol (u, ks[-1])."""
     users = len(fold.targets)
-    ranks = {protocol: np.empty(users, np.int32) for protocol in ("full", "full_unmasked", "sampled")}
+    sampled = f"sampled{params.negatives}"
+    ranks = {protocol: np.empty(users, np.int32) for protocol in ("full", "full_unmasked", sampled)}
     width = min(params.ks[-1], num_items)
     shown = {protocol: np.empty((users, width), np.int32) for protocol in ("full", "full_unmasked")}
     for start, stop, scores in score_blocks(
@@ -160,7 +168,7 @@ def _rank(
         targets = torch.from_numpy(fold.targets[start:stop]).to(scores.device)
         drawn = torch.from_numpy(negatives.items[start:stop].astype(np.int64)).to(scores.device)
         seen = fold.seen_pairs(start, stop, scores.device)
-        ranks["sampled"][start:stop] = sampled_ranks(scores, targets, drawn).cpu().numpy()
+        ranks[sampled][start:stop] = sampled_ranks(scores, targets, drawn).cpu().numpy()
         shown["full_unmasked"][start:stop] = recommended_items(scores, width).cpu().numpy()
         unmasked_scores = scores[seen]
         scores[seen] = -torch.inf
@@ -173,28 +181,25 @@ def _rank(
     return ranks, shown
 
 
-def accuracy(ranks: Ranks, ks: Sequence[int]) -> dict[str, float]:
+def _accuracy(ranks: Ranks, ks: Sequence[int]) -> dict[tuple[str, int], float]:
     """Mean NDCG, HR and MRR at each cut-off from the targets' 0-based ranks (u,)."""
     values = torch.from_numpy(ranks)
-    found: dict[str, float] = {}
-    for k in ks:
-        for name in METRICS:
-            gains = metrics.rank_gains(values, k=k, metric=name)
-            found[f"{name}@{k}"] = round(float(gains.mean()), DECIMALS)
-    return found
+    return {(name, k): float(metrics.rank_gains(values, k=k, metric=name).mean()) for k in ks for name in METRICS}
 
 
-def _beyond_accuracy(shown: npt.NDArray[np.int32], data: PreparedData, ks: Sequence[int]) -> dict[str, float]:
-    """Coverage and popularity of the items on top, (u, ks[-1])."""
+def _beyond_accuracy(
+    shown: npt.NDArray[np.int32], data: PreparedData, ks: Sequence[int]
+) -> dict[tuple[str, int], float]:
+    """Coverage and popularity of the items on top, (u, ks[-1]), at each cut-off."""
     counts = data.item_counts
     recommended = count_recommended(shown, ks, data.num_items)  # (len(ks), I)
     percentile = data.popularity_percentiles()
-    found: dict[str, float] = {}
+    found: dict[tuple[str, int], float] = {}
     for k, row in zip(ks, recommended, strict=True):
         slots = max(int(row.sum()), 1)
-        found[f"coverage@{k}"] = round(float((row > 0).mean()), DECIMALS)
-        found[f"popularity@{k}"] = round(float(row @ counts) / slots, DECIMALS)
-        found[f"popularity_percentile@{k}"] = round(float(row @ percentile) / slots, DECIMALS)
+        found["coverage", k] = float((row > 0).mean())
+        found["popularity", k] = float(row @ counts) / slots
+        found["popularity_percentile", k] = float(row @ percentile) / slots
     return found
 
 

@@ -15,6 +15,7 @@ import polars as pl
 from rl4rec._io import read_json, read_parquet
 from rl4rec.data.dataset import PreparedData
 from rl4rec.errors import UserError, shown
+from rl4rec.metrics import metric_key
 from rl4rec.params import MonitorParams
 
 FloatArray = npt.NDArray[np.float64]
@@ -119,14 +120,15 @@ def _served_signals(
     ]  # fmt: skip
     if evaluated is None or not len(known):
         return signals
-    then = float(evaluated["test"]["full"][f"popularity_percentile@{k}"])
+    then = float(evaluated["metrics"][metric_key("test", "full", "popularity_percentile", k)])
     now = float(data.popularity_percentiles()[known].mean())
     signals.append(
         Signal("shown_popularity", abs(now - then), params.shown_popularity,
                f"mean popularity percentile of the shown items was {then:.4f}, is {now:.4f}")
     )  # fmt: skip
     if len(lists) >= evaluated["protocol"]["evaluated_users"]:  # fewer lists cover less
-        was, covered = float(evaluated["test"]["full"][f"coverage@{k}"]), len(np.unique(known)) / data.num_items
+        was = float(evaluated["metrics"][metric_key("test", "full", "coverage", k)])
+        covered = len(np.unique(known)) / data.num_items
         signals.append(
             Signal("coverage_drop", 1 - covered / was, params.coverage_drop,
                    f"share of the catalogue that is shown was {was:.4f}, is {covered:.4f}")
@@ -143,8 +145,10 @@ def read_evaluated(path: Path, *, k: int) -> dict[str, Any]:
     then = f"Run `dvc repro evaluate@{path.stem}`."
     evaluated = read_json(path, then=then)
     try:
-        full = evaluated["test"]["full"]
-        figures = [full[f"popularity_percentile@{k}"], full[f"coverage@{k}"], evaluated["protocol"]["evaluated_users"]]
+        shares = [
+            evaluated["metrics"][metric_key("test", "full", name, k)] for name in ("popularity_percentile", "coverage")
+        ]
+        figures = [*shares, evaluated["protocol"]["evaluated_users"]]
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: not an evaluation at k = {k}: {error} is missing. {then}") from None
     # A policy that shows something covers something, so none of them can be 0.

@@ -12,10 +12,7 @@ from rl4rec.params import CompareParams, GateParams
 
 @dataclass(frozen=True)
 class Measured:
-    """One policy on one fold: per-user values of the accuracy metrics, and plain values of the others.
-
-    Keys name the protocol, as `full/ndcg@10`.
-    """
+    """One policy: per-user values of the accuracy metrics, and plain values of the others, by key."""
 
     users: Mapping[str, FloatArray]  # (u,) each, the same users in the same order for both policies
     values: Mapping[str, float]

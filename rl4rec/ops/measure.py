@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -12,7 +12,7 @@ from torch import Tensor
 from rl4rec.data.dataset import IntArray, PreparedData
 from rl4rec.evaluation.protocols import METRICS, Evaluation, evaluate
 from rl4rec.evaluation.ranking import Scorer
-from rl4rec.metrics import rank_gains
+from rl4rec.metrics import MetricKey, rank_gains
 from rl4rec.model.load import load_policy
 from rl4rec.model.policy import SlatePolicy
 from rl4rec.ops.gate import Measured
@@ -20,30 +20,27 @@ from rl4rec.params import EvaluateParams
 from rl4rec.serve.recommender import read_items
 
 
-def measured(evaluation: Evaluation, fold: str) -> Measured:
-    """Per-user values of every accuracy metric at every cut-off, and the values of the others."""
-    protocol = evaluation.metrics["protocol"]
-    names = {"full": f"{fold}_full", f"sampled{protocol['negatives']['n']}": f"{fold}_sampled"}
-    users = {}
-    for name, column in names.items():
-        ranks = torch.from_numpy(evaluation.ranks[column].to_numpy().copy())
-        for metric in METRICS:
-            for k in protocol["k"]:
-                users[f"{name}/{metric}@{k}"] = rank_gains(ranks, k=k, metric=metric).numpy()
-    values = {
-        f"{name}/{key}": float(value)
-        for name in names
-        for key, value in evaluation.metrics[fold][name].items()
-        if f"{name}/{key}" not in users
-    }
+def measured(evaluation: Evaluation, keys: Iterable[str]) -> Measured:
+    """What the gate needs of an evaluation: per-user values of accuracy metrics, the value of any other.
+
+    Args:
+        evaluation: of a policy.
+        keys: such as `test/full/ndcg@10`, all of them measured.
+    """
+    users, values = {}, {}
+    for key in keys:
+        fold, protocol, name, k = MetricKey.parse(key)
+        if name in METRICS:
+            ranks = torch.from_numpy(evaluation.ranks[f"{fold}/{protocol}"].to_numpy().copy())
+            users[key] = rank_gains(ranks, k=k, metric=name).numpy()
+        else:
+            values[key] = evaluation.metrics[key]
     return Measured(users, values)
 
 
 def comparable(first: Evaluation, second: Evaluation) -> bool:
     """Whether two evaluations are of the same users, data and protocol."""
-    cards = [
-        {key: value for key, value in each.metrics["protocol"].items() if key != "versions"} for each in (first, second)
-    ]
+    cards = [{key: value for key, value in each.protocol.items() if key != "versions"} for each in (first, second)]
     return cards[0] == cards[1]
 
 

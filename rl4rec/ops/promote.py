@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,11 +23,12 @@ from rl4rec.data.dataset import PreparedData, load_prepared
 from rl4rec.errors import UserError, shown
 from rl4rec.evaluation.files import load_evaluation
 from rl4rec.evaluation.protocols import Evaluation
+from rl4rec.metrics import MetricKey, metric_key
 from rl4rec.ops.download import download_policy
 from rl4rec.ops.gate import Decision, Measured, decide
 from rl4rec.ops.measure import comparable, evaluate_elsewhere, measured
 from rl4rec.ops.registry import CHAMPION, DATA, FEEDBACK, REASON, WEIGHTS, Registry
-from rl4rec.ops.tracking import connect, log_policy_model
+from rl4rec.ops.tracking import connect, log_policy_model, named
 from rl4rec.params import Params
 from rl4rec.train.checkpoints import weights_digest
 
@@ -44,12 +46,11 @@ def promote(folder: Path, params: Params, *, policy: str | None = None) -> Decis
     """
     gate, data = params.compare.gate, load_prepared(folder / "data" / "prepared")
     evaluations = {name: _evaluation(folder, name, data) for name in ([policy] if policy else gate.candidates)}
-    name = policy or max(evaluations, key=lambda each: _validation(evaluations[each], gate.metric))
-    ours = measured(evaluations[name], gate.fold)
-    for metric in (gate.metric, *gate.guards):
-        if metric not in ours.users and metric not in ours.values:
-            known = ", ".join(sorted({*ours.users, *ours.values}))
-            raise UserError(f"params.yaml: compare.gate: {metric} is not measured. Choose one of {known}")
+    validation = metric_key(*MetricKey.parse(gate.metric)._replace(fold="valid"))
+    for evaluation in evaluations.values():
+        _require_measured(evaluation, (validation, gate.metric, *gate.guards))
+    name = policy or max(evaluations, key=lambda each: evaluations[each].metrics[validation])
+    ours = measured(evaluations[name], (gate.metric, *gate.guards))
     weights = weights_digest(folder / "models" / name)
     try:
         client, _ = connect(params.tracking, patient=True)
@@ -101,7 +102,7 @@ def _unavailable(error: MlflowException) -> str:
 
 def _evaluation(folder: Path, name: str, data: PreparedData) -> Evaluation:
     found = load_evaluation(folder / "metrics" / f"{name}.json", folder / "ranks" / f"{name}.parquet")
-    of = found.metrics["protocol"]["data_hash"]
+    of = found.protocol["data_hash"]
     if of != data.data_hash:
         raise UserError(
             f"metrics/{name}.json is of other data ({of}) than data/prepared ({data.data_hash}). Run `dvc repro`."
@@ -109,15 +110,12 @@ def _evaluation(folder: Path, name: str, data: PreparedData) -> Evaluation:
     return found
 
 
-def _validation(evaluation: Evaluation, metric: str) -> float:
-    protocol, _, key = metric.partition("/")
-    try:
-        return float(evaluation.metrics["valid"][protocol][key])
-    except KeyError:
-        raise UserError(
-            f"params.yaml: compare.gate.metric: {metric} is not in the evaluation of "
-            f"{evaluation.metrics['policy']}. Choose one of the keys in its metrics file"
-        ) from None
+def _require_measured(evaluation: Evaluation, keys: Iterable[str]) -> None:
+    for key in keys:
+        if key not in evaluation.metrics:
+            fold = MetricKey.parse(key).fold
+            known = ", ".join(sorted(each for each in evaluation.metrics if each.startswith(f"{fold}/")))
+            raise UserError(f"params.yaml: compare.gate: {key} is not measured. Choose one of {known}")
 
 
 def _champion(version: ModelVersion, candidate: Evaluation, data: PreparedData, params: Params) -> Measured:
@@ -125,7 +123,7 @@ def _champion(version: ModelVersion, candidate: Evaluation, data: PreparedData, 
     name, address = version.tags.get("rl4rec.policy", ""), f"models:/{version.name}/{version.version}"
     if name not in trained_keys():  # it becomes a part of paths
         raise UserError(
-            f"{version.name} version {version.version}: its tag rl4rec.model.policy is {shown(name)}, expected one of "
+            f"{version.name} version {version.version}: its tag rl4rec.policy is {shown(name)}, expected one of "
             f"{', '.join(trained_keys())}. Mend the tag in the MLflow UI, or go back with `rl4rec rollback`"
         )
     with tempfile.TemporaryDirectory() as scratch:
@@ -145,7 +143,7 @@ def _champion(version: ModelVersion, candidate: Evaluation, data: PreparedData, 
                     f"another champion with `rl4rec rollback`, or remove the alias '{CHAMPION}' of {version.name}"
                 ) from None
             evaluation = evaluate_elsewhere(policy, items, data, params.evaluate)
-        return measured(evaluation, params.compare.gate.fold)
+        return measured(evaluation, (params.compare.gate.metric, *params.compare.gate.guards))
 
 
 def _record(decision: Decision) -> None:
@@ -155,7 +153,7 @@ def _record(decision: Decision) -> None:
         mlflow.log_artifact(str(path))
     mlflow.set_tag(REASON, f"{'promoted' if decision.promoted else 'refused'}: {decision.reason}")
     for check in decision.checks:
-        mlflow.log_metric(f"gate/{check.metric.replace('@', '_at_')}", check.change)
+        mlflow.log_metric(named(f"gate/{check.metric}"), check.change)
 
 
 def _lineage(folder: Path) -> dict[str, str]:

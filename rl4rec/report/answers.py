@@ -7,6 +7,7 @@ from typing import Any
 
 from rl4rec.algorithms import Policy, pair_key, pairs
 from rl4rec.evaluation.compare import interval_key
+from rl4rec.metrics import metric_key
 from rl4rec.report.table import verdict
 
 _SAYS = {"better": "better than", "worse": "worse than", "no clear difference": "not clearly different from"}
@@ -43,8 +44,8 @@ def questions(comparison: dict[str, Any]) -> list[Question]:
     """Every question of which the comparison has a pair, on test."""
     k, n = comparison["k"], comparison["protocol"]["negatives"]["n"]
     metrics = (
-        (f"test.full.ndcg@{k}", "Full catalogue"),
-        (f"test.sampled{n}.ndcg@{k}", f"1 target + {n} negatives"),
+        (metric_key("test", "full", "ndcg", k), "Full catalogue"),
+        (metric_key("test", f"sampled{n}", "ndcg", k), f"1 target + {n} negatives"),
     )
     asked: dict[str, list[tuple[Policy, Policy]]] = {}
     for pair in pairs():

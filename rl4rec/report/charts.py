@@ -11,6 +11,7 @@ from rl4rec import algorithms
 from rl4rec._io import read_json
 from rl4rec.algorithms import rl_algorithms
 from rl4rec.errors import UserError
+from rl4rec.metrics import metric_key
 from rl4rec.report.logs import FloatArray, load_log
 
 _POINTS = 12  # of a curve; Mermaid's axis has no room for more
@@ -31,7 +32,7 @@ def charts(root: Path) -> str:
         k, sampled = int(comparison["k"]), f"sampled{comparison['protocol']['negatives']['n']}"
         values = {
             protocol: {
-                policy.label: float(comparison["policies"][policy.key][f"test.{protocol}.ndcg@{k}"]["mean"])
+                policy.label: float(comparison["policies"][policy.key][metric_key("test", protocol, "ndcg", k)]["mean"])
                 for policy in algorithms.POLICIES
                 if policy.key in comparison["policies"]
             }
@@ -44,7 +45,7 @@ def charts(root: Path) -> str:
     for policy in rl_algorithms():
         log = load_log(root / "logs" / f"{policy.key}.jsonl")
         if log is not None:
-            slates, curve = log.series(f"valid/full/ndcg@{k}", over="samples")
+            slates, curve = log.series(metric_key("valid", "full", "ndcg", k), over="samples")
             if len(curve) > 1:
                 parts.append(_curve(f"{policy.label}: validation NDCG@{k}, full", slates, curve))
     return "\n".join(parts)

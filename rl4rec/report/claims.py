@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rl4rec.evaluation.compare import interval_key
+from rl4rec.metrics import metric_key
 from rl4rec.params import RLParams
 from rl4rec.report.logs import FloatArray, TrainingLog
 
@@ -107,7 +108,7 @@ def largest_fall(values: FloatArray) -> float | None:
 
 def _stability(ppo: TrainingLog, grpo: TrainingLog, k: int) -> Claim:
     spreads = [reward_spread(log) for log in (ppo, grpo)]
-    falls = [largest_fall(log.series(f"valid/full/ndcg@{k}", over="step")[1]) for log in (ppo, grpo)]
+    falls = [largest_fall(log.series(metric_key("valid", "full", "ndcg", k), over="step")[1]) for log in (ppo, grpo)]
     cells = [
         f"reward ±{_percent(spread)}, validation falls by up to {_percent(fall)}"
         for spread, fall in zip(spreads, falls, strict=True)
@@ -128,12 +129,12 @@ def improves(comparison: dict[str, Any], algorithm: str) -> bool:
     pair = comparison.get(f"{algorithm}_vs_sft")
     if pair is None:
         return False
-    change = pair[f"valid.full.ndcg@{comparison['k']}"]
+    change = pair[metric_key("valid", "full", "ndcg", comparison["k"])]
     return bool(change[interval_key(comparison["bootstrap"]["confidence"])][0] > 0)
 
 
 def _sample_efficiency(comparison: dict[str, Any], ppo: TrainingLog, grpo: TrainingLog, k: int) -> Claim:
-    curves = [log.series(f"valid/full/ndcg@{k}", over="samples") for log in (ppo, grpo)]
+    curves = [log.series(metric_key("valid", "full", "ndcg", k), over="samples") for log in (ppo, grpo)]
     improved = [improves(comparison, algorithm) for algorithm in ("ppo", "grpo")]
     rule = (
         f"Slates generated until the validation NDCG@{k} first reaches the lower of the two runs' best values. "
@@ -204,7 +205,7 @@ def _memory(ppo: TrainingLog, grpo: TrainingLog, generations: int) -> Claim:
 
 def _ndcg(comparison: dict[str, Any]) -> Claim:
     n, k = comparison["protocol"]["negatives"]["n"], comparison["k"]
-    name, key = f"test.sampled{n}.ndcg@{k}", interval_key(comparison["bootstrap"]["confidence"])
+    name, key = metric_key("test", f"sampled{n}", "ndcg", k), interval_key(comparison["bootstrap"]["confidence"])
     rule = (
         f"Ranking against {n} sampled negatives, test: full-catalogue figures on Beauty are ten times smaller, so "
         "only this protocol can be meant. Supported when the interval of the difference is above 0."

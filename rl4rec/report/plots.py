@@ -9,6 +9,7 @@ import numpy as np
 
 from rl4rec.algorithms import BASELINE, START, get_policy, pair_key, pairs, rl_algorithms
 from rl4rec.evaluation.compare import interval_key
+from rl4rec.metrics import metric_key
 from rl4rec.report.figure import INK, Plot, render
 from rl4rec.report.logs import FloatArray, Progress, TrainingLog
 
@@ -27,8 +28,9 @@ def draw_plots(comparison: dict[str, Any], logs: Mapping[str, TrainingLog]) -> t
         logs: of SFT and the RL algorithms, by policy; missing ones are left out.
     """
     k, n = comparison["k"], comparison["protocol"]["negatives"]["n"]
-    valid, start = f"valid/full/ndcg@{k}", _mean(comparison, START, f"valid.full.ndcg@{k}")
-    full, sampled = f"test.full.ndcg@{k}", f"test.sampled{n}.ndcg@{k}"
+    valid = metric_key("valid", "full", "ndcg", k)
+    full, sampled = (metric_key("test", protocol, "ndcg", k) for protocol in ("full", f"sampled{n}"))
+    start = _mean(comparison, START, valid)
     plots = [
         *_differences("difference_full", f"Difference in NDCG@{k}, full catalogue", comparison, full),
         *_differences("difference_sampled", f"Difference in NDCG@{k}, 1 target + {n} negatives", comparison, sampled),

@@ -6,6 +6,7 @@ from typing import Any
 
 from rl4rec.algorithms import get_policy, pair_key, pairs, rl_algorithms
 from rl4rec.evaluation.compare import interval_key
+from rl4rec.metrics import metric_key
 from rl4rec.params import RLParams
 from rl4rec.report.table import headline_metrics, verdict
 
@@ -61,15 +62,18 @@ def beyond_columns(k: int) -> list[str]:
 
 def beyond_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     """Coverage, popularity and diversity of what each policy shows."""
-    k = comparison["k"]
+    coverage, popularity, percentile, diversity = (
+        metric_key("test", "full", name, comparison["k"])
+        for name in ("coverage", "popularity", "popularity_percentile", "diversity")
+    )
     return [
         {
             "name": get_policy(policy).label,
             "cells": [
-                f"{row[f'test.full.coverage@{k}']['mean'] * 100:.1f} %",
-                f"{row[f'test.full.popularity@{k}']['mean']:.1f}",
-                f"{row[f'test.full.popularity_percentile@{k}']['mean'] * 100:.1f} %",
-                f"{diversity['mean']:.4f}" if (diversity := row.get(f"test.full.diversity@{k}")) else "-",
+                f"{row[coverage]['mean'] * 100:.1f} %",
+                f"{row[popularity]['mean']:.1f}",
+                f"{row[percentile]['mean'] * 100:.1f} %",
+                f"{row[diversity]['mean']:.4f}" if diversity in row else "-",
             ],
         }
         for policy, row in comparison["policies"].items()

@@ -8,11 +8,11 @@ from typing import Any
 from rl4rec.algorithms import START, get_policy
 from rl4rec.report.table import verdict
 
-COLUMNS = (("test.full.ndcg@10", "NDCG@10, full"), ("test.full.hit@10", "HR@10, full"),
-           ("test.sampled100.ndcg@10", "NDCG@10, 1+100"))  # fmt: skip
+COLUMNS = (("test/full/ndcg@10", "NDCG@10, full"), ("test/full/hit@10", "HR@10, full"),
+           ("test/sampled100/ndcg@10", "NDCG@10, 1+100"))  # fmt: skip
 PAIRS = ("grpo_vs_sft", "ppo_vs_sft", "sft_continued_vs_sft", "grpo_vs_sft_continued", "ppo_vs_sft_continued",
          "grpo_vs_ppo")  # fmt: skip
-_SHOWN = ("test.full.ndcg@10", "test.sampled100.ndcg@10", "valid.full.ndcg@10")
+_SHOWN = ("test/full/ndcg@10", "test/sampled100/ndcg@10", "valid/full/ndcg@10")
 
 
 def study_tables(study: dict[str, Any]) -> str:
@@ -76,9 +76,9 @@ def _claims(study: dict[str, Any]) -> str:
     def deviation(runs: list[dict[str, Any]], key: str) -> float:
         return float(statistics.stdev(run[key] for run in runs)) if len(runs) > 1 else 0.0
 
-    gap = default["grpo_vs_ppo"]["test.full.ndcg@10"]
-    sampled = default["grpo_vs_ppo"]["test.sampled100.ndcg@10"]
-    spread = [deviation(runs, "test.full.ndcg@10") for runs in (ppo, grpo)]
+    gap = default["grpo_vs_ppo"]["test/full/ndcg@10"]
+    sampled = default["grpo_vs_ppo"]["test/sampled100/ndcg@10"]
+    spread = [deviation(runs, "test/full/ndcg@10") for runs in (ppo, grpo)]
     step = [mean(runs, "train_seconds") / mean(runs, "steps") for runs in (ppo, grpo)]
     total = [mean(runs, "train_seconds") for runs in (ppo, grpo)]
     best = [mean(runs, "best_step") for runs in (ppo, grpo)]
@@ -100,8 +100,8 @@ def _claims(study: dict[str, Any]) -> str:
          "holds" if 0.6 <= total[1] / total[0] <= 1.5 else "does not hold"),
         (f"memory of the process, {few} to {many} generations", "", f"about {times:.0f}x", "", f"{growth:.2f}x",
          "holds" if growth > times / 2 else "does not hold: one forward pass serves all slates"),
-        ("NDCG@10 among 1+100", "0.32", "0.35", f"{mean(ppo, 'test.sampled100.ndcg@10'):.4f}",
-         f"{mean(grpo, 'test.sampled100.ndcg@10'):.4f}",
+        ("NDCG@10 among 1+100", "0.32", "0.35", f"{mean(ppo, 'test/sampled100/ndcg@10'):.4f}",
+         f"{mean(grpo, 'test/sampled100/ndcg@10'):.4f}",
          f"GRPO - PPO {sampled['delta']:+.4f} [{sampled['ci95'][0]:+.4f}, {sampled['ci95'][1]:+.4f}]"),
     ]  # fmt: skip
     head = ["| claim | PPO, claimed | GRPO, claimed | PPO | GRPO | verdict |", "|---|---|---|---:|---:|---|"]

@@ -9,6 +9,7 @@ from rich.table import Table
 from rl4rec import algorithms
 from rl4rec.algorithms import pair_key, pairs
 from rl4rec.evaluation.compare import interval_key
+from rl4rec.metrics import metric_key
 
 WIDE = 110  # columns of a terminal that show every interval on one line
 
@@ -25,10 +26,9 @@ def headline_metrics(comparison: dict[str, Any]) -> list[tuple[str, str]]:
     """Keys and titles of the four columns: full and sampled, NDCG and HR, on test."""
     k, n = comparison["k"], comparison["protocol"]["negatives"]["n"]
     return [
-        (f"test.full.ndcg@{k}", f"NDCG@{k}, full"),
-        (f"test.full.hit@{k}", f"HR@{k}, full"),
-        (f"test.sampled{n}.ndcg@{k}", f"NDCG@{k}, 1+{n}"),
-        (f"test.sampled{n}.hit@{k}", f"HR@{k}, 1+{n}"),
+        (metric_key("test", protocol, metric, k), f"{title}@{k}, {among}")
+        for protocol, among in (("full", "full"), (f"sampled{n}", f"1+{n}"))
+        for metric, title in (("ndcg", "NDCG"), ("hit", "HR"))
     ]
 
 

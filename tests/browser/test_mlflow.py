@@ -68,8 +68,8 @@ class Shown:
         return [step for step, _ in points], [value for _, value in points]
 
     def test_ndcg(self, algorithm: str) -> float:
-        metrics = json.loads((self.workspace / "metrics" / f"{algorithm}.json").read_text())
-        return float(metrics["test"]["full"]["ndcg@10"])
+        metrics = json.loads((self.workspace / "metrics" / f"{algorithm}.json").read_text())["metrics"]
+        return float(metrics["test/full/ndcg@10"])
 
 
 @pytest.fixture(scope="module")

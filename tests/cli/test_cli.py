@@ -68,8 +68,7 @@ def test_a_refits_metrics_are_collected_and_marked(tmp_path: Path) -> None:
     metrics.mkdir(parents=True)
     content = {
         "protocol": {"k": [5, 10], "negatives": {"n": 100}},
-        "test": {"full": {"ndcg@10": 0.06}, "sampled100": {"ndcg@10": 0.37}},
-        "valid": {},
+        "metrics": {"test/full/ndcg@10": 0.06, "test/sampled100/ndcg@10": 0.37},
     }
     for policy in ("sft", "sft_continued", "ppo"):
         (metrics / f"{policy}.json").write_text(json.dumps(content))
@@ -82,7 +81,7 @@ def test_a_refits_metrics_are_collected_and_marked(tmp_path: Path) -> None:
     assert "full 0.0600, sampled 0.3700" in result.stdout
     found = json.loads((tmp_path / "metrics/refit/grpo.json").read_text())
     assert found["protocol"]["feedback"] == "latest"
-    assert found["test"] == content["test"]
+    assert found["metrics"] == content["metrics"]
 
 
 def test_a_path_of_the_project_means_the_same_in_a_workspace(tmp_path: Path) -> None:

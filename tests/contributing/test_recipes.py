@@ -136,7 +136,7 @@ def report_with(shop: Path, code: Path) -> None:
         shutil.copy(shop / "ranks/reinforce.parquet", shop / f"ranks/{policy}.parquet")
     run(shop, code, "python pipelines/compare.py")
     comparison = json.loads((shop / "metrics/comparison.json").read_text())
-    assert comparison["reinforce_vs_grpo"]["test.full.ndcg@3"]["delta"] == 0.0
+    assert comparison["reinforce_vs_grpo"]["test/full/ndcg@3"]["delta"] == 0.0
     assert "REINFORCE - GRPO" in (shop / "reports/comparison.md").read_text()
     assert len(pl.read_parquet(shop / "ranks/reinforce.parquet")) == 40
 

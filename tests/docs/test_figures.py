@@ -119,9 +119,9 @@ def test_protocols_are_explained_with_the_figures_of_the_ranks() -> None:
 def test_sampled_figures_are_of_the_committed_evaluation_up_to_rounding_of_another_machine() -> None:
     found = json.loads((ROOT / "benchmarks/results/sampled_metrics.json").read_text(encoding="utf-8"))
     for policy, values in found["policies"].items():
-        test = json.loads((ROOT / f"metrics/{policy}.json").read_text(encoding="utf-8"))["test"]
-        assert values["full_ndcg@10"] == pytest.approx(test["full"]["ndcg@10"], abs=5e-4), policy
-        assert values["sampled_ndcg@10"] == pytest.approx(test["sampled100"]["ndcg@10"], abs=5e-4), policy
+        test = json.loads((ROOT / f"metrics/{policy}.json").read_text(encoding="utf-8"))["metrics"]
+        assert values["full_ndcg@10"] == pytest.approx(test["test/full/ndcg@10"], abs=5e-4), policy
+        assert values["sampled_ndcg@10"] == pytest.approx(test["test/sampled100/ndcg@10"], abs=5e-4), policy
 
 
 def test_messages_quoted_for_bad_data_are_those_of_the_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,29 +154,29 @@ def test_the_answer_about_ppo_and_grpo_is_that_of_the_committed_study() -> None:
         ("ppo", "PPO"),
         ("sft_continued", "the control: the same updates, cross-entropy"),
     ):
-        full, sampled = (found[f"{name}_vs_sft"][f"test.{key}.ndcg@10"] for key in ("full", "sampled100"))
+        full, sampled = (found[f"{name}_vs_sft"][f"test/{key}/ndcg@10"] for key in ("full", "sampled100"))
         assert verdict(full["ci95"]) == "no clear difference" and verdict(sampled["ci95"]) == "better"
         seconds = [run["train_seconds"] for key, run in found["runs"].items() if key.rpartition("-")[0] == name]
         cells = f"{full['relative']:+.1%}".replace("%", " % (no clear difference)"), f"{sampled['relative']:+.1%}"
         row = f"| {label} | {cells[0]} | {cells[1].replace('%', ' %')} | {sum(seconds) / len(seconds):.0f} |"
         assert row in page, row
-    assert verdict(found["grpo_vs_ppo"]["test.full.ndcg@10"]["ci95"]) == "no clear difference"
-    assert verdict(found["grpo_vs_ppo"]["test.sampled100.ndcg@10"]["ci95"]) == "no clear difference"
+    assert verdict(found["grpo_vs_ppo"]["test/full/ndcg@10"]["ci95"]) == "no clear difference"
+    assert verdict(found["grpo_vs_ppo"]["test/sampled100/ndcg@10"]["ci95"]) == "no clear difference"
 
 
 def test_every_key_of_the_committed_metrics_is_in_the_glossary() -> None:
     known = glossary()
     for policy in evaluated_keys():
         found = json.loads((ROOT / f"metrics/{policy}.json").read_text(encoding="utf-8"))
-        for protocol, values in found["test"].items():
-            assert protocol in known
-            assert {in_general(key) for key in values} <= known, protocol
+        for key in found["metrics"]:
+            _, protocol, figure = key.split("/")
+            assert protocol in known and in_general(figure) in known, key
 
 
 def test_the_table_of_other_processors_begins_with_the_committed_figures() -> None:
     page = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
     for policy in ("sft", "sft_continued", "ppo", "grpo"):
-        test = json.loads((ROOT / f"metrics/{policy}.json").read_text(encoding="utf-8"))["test"]
-        full, sampled = (f"{test[protocol]['ndcg@10']:.4f}"[1:] for protocol in ("full", "sampled100"))
+        test = json.loads((ROOT / f"metrics/{policy}.json").read_text(encoding="utf-8"))["metrics"]
+        full, sampled = (f"{test[f'test/{protocol}/ndcg@10']:.4f}"[1:] for protocol in ("full", "sampled100"))
         row = next(line for line in page.splitlines() if line.startswith(f"| {get_policy(policy).label} |"))
         assert [cell.split(", ")[0].strip() for cell in row.split("|")[2:4]] == [full, sampled]

@@ -1,7 +1,9 @@
 """The comparison: hand-made ranks with known means, and refusals to compare what is not comparable."""
 
 import io
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,9 @@ def evaluation(policy: str, ranks: list[int], **changes: Any) -> Evaluation:
     ndcg, hit, mrr = np.mean([gain.get(rank, (0.0, 0.0, 0.0)) for rank in ranks], axis=0)
     accuracy = {"ndcg@2": round(ndcg, 8), "hit@2": round(hit, 8), "mrr@2": round(mrr, 8)}
     beyond = {"coverage@2": 0.25, "popularity@2": 12.5, "popularity_percentile@2": 0.75}
-    fold = {"full": accuracy | beyond, "sampled100": accuracy}
+    measured = {"full": accuracy | beyond, "sampled100": accuracy}
+    columns = [f"{fold}/{name}" for fold in ("valid", "test") for name in measured]
+    figures = {f"{each}/{key}": value for each in columns for key, value in measured[each.split("/")[1]].items()}
     protocol = {
         "data_hash": "abc",
         "source": "simulated",
@@ -40,10 +44,9 @@ def evaluation(policy: str, ranks: list[int], **changes: Any) -> Evaluation:
         "negatives": {"n": 100, "sampler": "uniform", "seed": 1, "digest": "d", "users_with_fewer": 0},
         "versions": {"torch": "2"},
     } | changes
-    columns = [f"{fold_name}_{name}" for fold_name in ("valid", "test") for name in ("full", "sampled")]
     table = {"user_row": list(range(len(ranks)))} | dict.fromkeys(columns, ranks)
     ranks_table = pl.DataFrame(table, schema=dict.fromkeys(table, pl.Int32))
-    return Evaluation({"policy": policy, "protocol": protocol, "valid": fold, "test": fold}, ranks_table)
+    return Evaluation(policy, protocol, figures, ranks_table)
 
 
 def four() -> dict[str, Evaluation]:
@@ -58,29 +61,29 @@ def four() -> dict[str, Evaluation]:
 def test_means_differences_and_relative_changes_by_hand() -> None:
     found = compare_policies(four(), PARAMS, k=2)
     half = 0.5 / math.log2(3)  # .31546
-    assert found["policies"]["sft"]["test.full.ndcg@2"]["mean"] == pytest.approx(half, abs=1e-7)
-    change = found["grpo_vs_sft"]["test.sampled100.ndcg@2"]
+    assert found["policies"]["sft"]["test/full/ndcg@2"]["mean"] == pytest.approx(half, abs=1e-7)
+    change = found["grpo_vs_sft"]["test/sampled100/ndcg@2"]
     assert change["delta"] == pytest.approx(21 / 40 - half, abs=1e-7)
     assert change["relative"] == pytest.approx((21 / 40 - half) / half, abs=1e-7)
     assert 0 < change["ci95"][0] < change["delta"] < change["ci95"][1]
-    assert found["grpo_vs_ppo"]["test.full.hit@2"]["delta"] == pytest.approx(1 / 40)
-    assert found["grpo_vs_ppo"]["test.full.hit@2"]["ci95"][0] == 0.0  # one user of forty: often not drawn at all
-    assert found["sft_vs_popularity"]["test.full.ndcg@2"]["relative"] is None  # the base is 0
-    assert found["policies"]["ppo"]["test.full.coverage@2"] == {"mean": 0.25}
+    assert found["grpo_vs_ppo"]["test/full/hit@2"]["delta"] == pytest.approx(1 / 40)
+    assert found["grpo_vs_ppo"]["test/full/hit@2"]["ci95"][0] == 0.0  # one user of forty: often not drawn at all
+    assert found["sft_vs_popularity"]["test/full/ndcg@2"]["relative"] is None  # the base is 0
+    assert found["policies"]["ppo"]["test/full/coverage@2"] == {"mean": 0.25}
     assert "versions" not in found["protocol"]
 
 
 def test_pairing_is_what_narrows_the_interval() -> None:
     # PPO is SFT moved up one slot for everyone who is found: the paired spread is half of either policy's own.
     found = compare_policies(four(), PARAMS, k=2)
-    paired = found["ppo_vs_sft"]["test.full.ndcg@2"]["ci95"]
-    own = found["policies"]["ppo"]["test.full.ndcg@2"]["ci95"]
+    paired = found["ppo_vs_sft"]["test/full/ndcg@2"]["ci95"]
+    own = found["policies"]["ppo"]["test/full/ndcg@2"]["ci95"]
     assert paired[1] - paired[0] < 0.5 * (own[1] - own[0])
 
 
 def test_the_confidence_names_the_interval() -> None:
     found = compare_policies(four(), PARAMS.model_copy(update={"confidence": 0.8}), k=2)
-    assert "ci80" in found["grpo_vs_sft"]["test.full.ndcg@2"]
+    assert "ci80" in found["grpo_vs_sft"]["test/full/ndcg@2"]
 
 
 def test_absent_policies_are_left_out() -> None:
@@ -110,7 +113,7 @@ def test_other_versions_alone_are_compared() -> None:
 
 
 def test_ranks_of_another_run_are_refused() -> None:
-    stale = Evaluation(four()["grpo"].metrics, four()["ppo"].ranks)
+    stale = replace(four()["grpo"], ranks=four()["ppo"].ranks)
     with pytest.raises(UserError, match=r"ranks/grpo.parquet.*different runs.*evaluate@grpo"):
         compare_policies(four() | {"grpo": stale}, PARAMS, k=2)
 
@@ -118,7 +121,7 @@ def test_ranks_of_another_run_are_refused() -> None:
 def test_other_users_are_refused() -> None:
     ranks = four()["grpo"].ranks.with_columns(pl.col("user_row") + 1)
     with pytest.raises(UserError, match="different users"):
-        compare_policies(four() | {"grpo": Evaluation(four()["grpo"].metrics, ranks)}, PARAMS, k=2)
+        compare_policies(four() | {"grpo": replace(four()["grpo"], ranks=ranks)}, PARAMS, k=2)
 
 
 def test_a_cutoff_that_was_not_evaluated_is_refused() -> None:
@@ -127,9 +130,9 @@ def test_a_cutoff_that_was_not_evaluated_is_refused() -> None:
 
 
 def test_a_column_that_is_missing_is_named() -> None:
-    ranks = four()["sft"].ranks.drop("test_sampled")
-    with pytest.raises(UserError, match=r"ranks/sft.parquet: no column 'test_sampled'"):
-        compare_policies(four() | {"sft": Evaluation(four()["sft"].metrics, ranks)}, PARAMS, k=2)
+    ranks = four()["sft"].ranks.drop("test/sampled100")
+    with pytest.raises(UserError, match=r"ranks/sft.parquet: no column 'test/sampled100'"):
+        compare_policies(four() | {"sft": replace(four()["sft"], ranks=ranks)}, PARAMS, k=2)
 
 
 def test_the_table_shows_policies_and_differences() -> None:
@@ -170,7 +173,9 @@ def test_saved_evaluations_come_back_and_are_stable(tmp_path: Path) -> None:
     save_evaluation(given, metrics, ranks)
     first = metrics.read_bytes()
     back = load_evaluation(metrics, ranks)
-    assert back.metrics == given.metrics and back.ranks.equals(given.ranks)
+    assert (back.policy, back.protocol, back.metrics) == ("sft", given.protocol, given.metrics)
+    assert back.ranks.equals(given.ranks)
+    assert json.loads(first)["metrics"]["test/full/coverage@2"] == 0.25 and "test/full" in back.ranks.columns
     save_evaluation(back, metrics, ranks)
     assert metrics.read_bytes() == first
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["sft.json", "sft.parquet"]
@@ -180,7 +185,7 @@ def test_saved_slates_come_back(tmp_path: Path) -> None:
     slates = pl.DataFrame(
         {"user_row": [0, 1], "items": [[3, 1], []]}, schema={"user_row": pl.Int32, "items": pl.List(pl.Int32)}
     )
-    given = Evaluation(four()["sft"].metrics, four()["sft"].ranks, slates)
+    given = replace(four()["sft"], slates=slates)
     paths = [
         tmp_path / kind / f"sft.{end}" for kind, end in (("m", "json"), ("ranks", "parquet"), ("slates", "parquet"))
     ]

@@ -59,16 +59,16 @@ def test_full_ranking_worked_by_hand() -> None:
     # test: targets 3, 0, 1; histories {0,1,2}, {3,2,1}, {4,0,5} -> masked ranks 0, 0, 0 and unmasked 3, 0, 1.
     # valid: targets 2, 1, 5; histories {0,1}, {3,2}, {4,0} -> masked ranks 0, 1 (behind 0), 3 (behind 1,2,3).
     result = evaluate("hand", hand_scorer, HAND, HAND_PARAMS)
-    assert result.ranks["test_full"].to_list() == [0, 0, 0]
-    assert result.ranks["test_full_unmasked"].to_list() == [3, 0, 1]
-    assert result.ranks["valid_full"].to_list() == [0, 1, 3]
+    assert result.ranks["test/full"].to_list() == [0, 0, 0]
+    assert result.ranks["test/full_unmasked"].to_list() == [3, 0, 1]
+    assert result.ranks["valid/full"].to_list() == [0, 1, 3]
     assert result.ranks["user_row"].to_list() == [0, 1, 2]
-    valid = result.metrics["valid"]["full"]
-    assert valid["ndcg@1"] == pytest.approx(1 / 3, abs=1e-8)
-    assert valid["ndcg@2"] == pytest.approx((1 + 1 / math.log2(3)) / 3, abs=1e-8)
-    assert valid["hit@2"] == pytest.approx(2 / 3, abs=1e-8)
-    assert valid["mrr@2"] == pytest.approx(0.5, abs=1e-8)
-    assert result.metrics["test"]["full_unmasked"]["ndcg@2"] == pytest.approx((1 + 1 / math.log2(3)) / 3, abs=1e-8)
+    found = result.metrics
+    assert found["valid/full/ndcg@1"] == pytest.approx(1 / 3, abs=1e-8)
+    assert found["valid/full/ndcg@2"] == pytest.approx((1 + 1 / math.log2(3)) / 3, abs=1e-8)
+    assert found["valid/full/hit@2"] == pytest.approx(2 / 3, abs=1e-8)
+    assert found["valid/full/mrr@2"] == pytest.approx(0.5, abs=1e-8)
+    assert result.metrics["test/full_unmasked/ndcg@2"] == pytest.approx((1 + 1 / math.log2(3)) / 3, abs=1e-8)
 
 
 def test_slates_are_the_top_of_the_masked_test_ranking() -> None:
@@ -92,11 +92,11 @@ def test_slates_hold_no_more_than_ten_and_nothing_that_is_never_shown() -> None:
 def test_coverage_and_popularity_worked_by_hand() -> None:
     # Training parts 0 1 | 3 2 | 4 0: counts 2 1 1 1 1 0, percentiles 11/12, then 3/6 four times, then 1/12.
     # Masked top-2 on valid: user 0 has {0,1} -> 2,3; user 1 {3,2} -> 0,1; user 2 {4,0} -> 1,2. Shown 0 1 1 2 2 3.
-    found = evaluate("hand", hand_scorer, HAND, HAND_PARAMS).metrics["valid"]["full"]
-    assert found["coverage@2"] == pytest.approx(4 / 6, abs=1e-8)
-    assert found["popularity@2"] == pytest.approx(7 / 6, abs=1e-8)
-    assert found["popularity_percentile@2"] == pytest.approx((11 / 12 + 5 * 0.5) / 6, abs=1e-8)
-    assert found["coverage@1"] == pytest.approx(3 / 6, abs=1e-8)  # 2, 0, 1
+    found = evaluate("hand", hand_scorer, HAND, HAND_PARAMS).metrics
+    assert found["valid/full/coverage@2"] == pytest.approx(4 / 6, abs=1e-8)
+    assert found["valid/full/popularity@2"] == pytest.approx(7 / 6, abs=1e-8)
+    assert found["valid/full/popularity_percentile@2"] == pytest.approx((11 / 12 + 5 * 0.5) / 6, abs=1e-8)
+    assert found["valid/full/coverage@1"] == pytest.approx(3 / 6, abs=1e-8)  # 2, 0, 1
 
 
 sequence_sets = st.integers(8, 14).flatmap(
@@ -125,8 +125,8 @@ def test_ranks_equal_brute_force(drawn: tuple[int, list[list[int]], int], batch_
             scores = scorer([np.array(history)])[0].numpy()
             unseen = [item for item in range(num_items) if item not in history]
             masked = brute_rank(scores, target, unseen) if target not in history else num_items - 1
-            assert result.ranks[f"{fold}_full"][place] == masked
-            assert result.ranks[f"{fold}_full_unmasked"][place] == brute_rank(scores, target, list(range(num_items)))
+            assert result.ranks[f"{fold}/full"][place] == masked
+            assert result.ranks[f"{fold}/full_unmasked"][place] == brute_rank(scores, target, list(range(num_items)))
     again = evaluate("x", scorer, data, params.model_copy(update={"batch_size": 512}))
     assert again.ranks.equals(result.ranks)
     assert again.metrics == result.metrics
@@ -146,9 +146,9 @@ def test_factors_are_ranked_like_their_product(batch_size: int, monkeypatch: pyt
     factored = evaluate("x", lambda histories: Factors(rows(histories), items), data, params)
     whole = evaluate("x", lambda histories: rows(histories) @ items.T, data, params)
     assert factored.ranks.equals(whole.ranks)
-    assert factored.metrics["valid"]["full"]["ndcg@3"] == whole.metrics["valid"]["full"]["ndcg@3"]
+    assert factored.metrics["valid/full/ndcg@3"] == whole.metrics["valid/full/ndcg@3"]
     quick = validate(lambda histories: Factors(rows(histories), items), data, k=3, batch_size=batch_size)
-    assert quick["full/ndcg@3"] == pytest.approx(whole.metrics["valid"]["full"]["ndcg@3"], abs=1e-8)
+    assert quick["full/ndcg@3"] == pytest.approx(whole.metrics["valid/full/ndcg@3"], abs=1e-8)
 
 
 def test_factors_that_are_not_finite_are_refused() -> None:
@@ -170,22 +170,22 @@ def test_sampled_ranks_equal_brute_force_over_the_stored_negatives() -> None:
     drawn = sample_negatives(data.sequences, num_items=30, n=10, seed=8).items
     for row, sequence in enumerate(sequences):
         scores = scorer([np.array(sequence[:-1])])[0].numpy()
-        assert result.ranks["test_sampled"][row] == brute_rank(scores, sequence[-1], drawn[row].tolist())
+        assert result.ranks["test/sampled10"][row] == brute_rank(scores, sequence[-1], drawn[row].tolist())
 
 
 def test_equal_scores_count_against_the_target() -> None:
     result = evaluate("flat", lambda h: torch.zeros(len(h), 6), HAND, HAND_PARAMS)
-    assert result.ranks["valid_full_unmasked"].to_list() == [5, 5, 5]
-    assert result.ranks["valid_full"].to_list() == [3, 3, 3]  # 4 unseen items, all before the target
-    assert result.ranks["valid_sampled"].to_list() == [2, 2, 2]
+    assert result.ranks["valid/full_unmasked"].to_list() == [5, 5, 5]
+    assert result.ranks["valid/full"].to_list() == [3, 3, 3]  # 4 unseen items, all before the target
+    assert result.ranks["valid/sampled2"].to_list() == [2, 2, 2]
 
 
 def test_a_target_seen_before_is_unreachable_when_masked_and_is_counted() -> None:
     data = prepared([[0, 1, 2, 0]], num_items=6)
     result = evaluate("repeat", hand_scorer, data, HAND_PARAMS)
-    assert result.ranks["test_full"].to_list() == [5]
-    assert result.ranks["test_full_unmasked"].to_list() == [0]
-    assert result.metrics["protocol"]["repeated_targets"] == {"valid": 0, "test": 1}
+    assert result.ranks["test/full"].to_list() == [5]
+    assert result.ranks["test/full_unmasked"].to_list() == [0]
+    assert result.protocol["repeated_targets"] == {"valid": 0, "test": 1}
 
 
 def test_nan_scores_are_refused_with_advice() -> None:
@@ -246,12 +246,12 @@ def test_oracle_uses_each_users_own_row(tmp_path: Path) -> None:
     )
     result = evaluate_oracle(data, HAND_PARAMS)
     assert result is not None
-    assert result.metrics["valid"]["full"]["ndcg@1"] == 1.0
-    assert result.metrics["test"]["full"]["ndcg@1"] == 0.5  # the second user's row points elsewhere
+    assert result.metrics["valid/full/ndcg@1"] == 1.0
+    assert result.metrics["test/full/ndcg@1"] == 0.5  # the second user's row points elsewhere
 
 
 def test_protocol_card_states_what_was_compared() -> None:
-    protocol = evaluate("hand", hand_scorer, HAND, HAND_PARAMS).metrics["protocol"]
+    protocol = evaluate("hand", hand_scorer, HAND, HAND_PARAMS).protocol
     assert protocol["data_hash"] == "abc"
     assert (protocol["users"], protocol["items"], protocol["k"]) == (3, 6, [1, 2])
     assert protocol["negatives"]["n"] == 2 and protocol["negatives"]["seed"] == 1
@@ -264,6 +264,6 @@ def test_users_with_fewer_eligible_items_are_ranked_against_those() -> None:
     # 6 items, sequences of 4: two eligible items each, though four are asked for. Scores 5..0.
     # test targets 3, 0, 1 against {4, 5}, {4, 5}, {2, 3}: all first; valid targets 2, 1, 5: ranks 0, 0, 2.
     result = evaluate("few", hand_scorer, HAND, EvaluateParams(ks=(1, 2), negatives=4, seed=1))
-    assert result.ranks["test_sampled"].to_list() == [0, 0, 0]
-    assert result.ranks["valid_sampled"].to_list() == [0, 0, 2]
-    assert result.metrics["protocol"]["negatives"]["users_with_fewer"] == 3
+    assert result.ranks["test/sampled4"].to_list() == [0, 0, 0]
+    assert result.ranks["valid/sampled4"].to_list() == [0, 0, 2]
+    assert result.protocol["negatives"]["users_with_fewer"] == 3

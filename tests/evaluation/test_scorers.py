@@ -44,7 +44,7 @@ def test_a_saved_policy_scores_as_in_memory_and_without_dropout(models: Path) ->
         assert torch.equal(factor.cpu(), own)
         assert torch.equal(factor, again)
     result = evaluate("sft", scorer, data(), EvaluateParams(ks=(2,), negatives=2))
-    assert result.ranks["test_full"].max() <= 5
+    assert result.ranks["test/full"].max() <= 5
 
 
 def test_popularity_needs_no_model(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ SETTINGS = {
     "evaluate": {"ks": [3], "negatives": 8},
     "compare": {
         "bootstrap_samples": 500,
-        "gate": {"metric": "full/ndcg@3", "guards": {"sampled8/ndcg@3": 0.05, "full/coverage@3": 0.9}},
+        "gate": {"metric": "test/full/ndcg@3", "guards": {"test/sampled8/ndcg@3": 0.05, "test/full/coverage@3": 0.9}},
     },
     "tracking": {"system_metrics": False, "registered_model": NAME},
 }

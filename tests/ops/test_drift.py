@@ -17,7 +17,7 @@ from rl4rec.params import MonitorParams
 PARAMS = MonitorParams()
 EVALUATED = {
     "protocol": {"evaluated_users": 2},
-    "test": {"full": {"popularity_percentile@2": 0.5, "coverage@2": 0.8}},
+    "metrics": {"test/full/popularity_percentile@2": 0.5, "test/full/coverage@2": 0.8},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
@@ -63,8 +64,8 @@ def test_a_better_candidate_is_promoted_and_a_worse_one_refused(project: Path) -
     assert better.promoted and better.checks[0].lower > 0
     assert aliases() == {CHAMPION: "3", CANDIDATE: "3"}
     run = MlflowClient().get_run(registry().version(CHAMPION).run_id)
-    assert run.data.metrics["gate/full/ndcg_at_3"] == pytest.approx(better.checks[0].change)
-    assert run.data.tags["rl4rec.decision"].startswith("promoted: full/ndcg@3 is better")
+    assert run.data.metrics["gate/test/full/ndcg_at_3"] == pytest.approx(better.checks[0].change)
+    assert run.data.tags["rl4rec.decision"].startswith("promoted: test/full/ndcg@3 is better")
 
 
 def test_rollback_gives_the_place_back_once(project: Path) -> None:
@@ -96,7 +97,7 @@ def test_a_champion_of_other_data_is_evaluated_again_on_the_present_ones(project
     again = evaluate_elsewhere(
         project / "models" / "ppo", _items_of_version_one(tmp_path / "v1"), later, PARAMS.evaluate
     )
-    assert decision.checks[0].champion == pytest.approx(again.metrics["test"]["full"]["ndcg@3"], abs=1e-7)
+    assert decision.checks[0].champion == pytest.approx(again.metrics["test/full/ndcg@3"], abs=1e-7)
 
 
 def _items_of_version_one(scratch: Path) -> Path:
@@ -204,7 +205,7 @@ def test_the_command_says_why_and_exits_with_the_decision(
     assert run("promote") == (0, "promoted: there is no champion yet\n")
     status, said = run("promote", "--policy", "ppo")
     assert status == 3
-    assert "refused: full/ndcg@3 is not clearly better" in said and "must be above +0.00%: no" in said
+    assert "refused: test/full/ndcg@3 is not clearly better" in said and "must be above +0.00%: no" in said
     pl.DataFrame({"user": ["u"], "history": [["i3", "i4"]]}).write_parquet(project / "users.parquet")
     files = ("--users", "users.parquet", "--out", "lists.parquet", "--k", "2")
     for model in (f"models:/{NAME}@champion", "models/grpo"):
@@ -222,15 +223,32 @@ def test_the_command_says_why_and_exits_with_the_decision(
 
 
 def test_a_gate_of_metrics_that_nobody_measures_registers_nothing(project: Path) -> None:
-    gate = PARAMS.compare.gate.model_copy(update={"guards": {"sampled100/ndcg@10": 0.1}})
+    gate = PARAMS.compare.gate.model_copy(update={"guards": {"test/sampled100/ndcg@10": 0.1}})
     params = PARAMS.model_copy(update={"compare": PARAMS.compare.model_copy(update={"gate": gate})})
     with pytest.raises(
-        UserError, match=r"compare.gate: sampled100/ndcg@10 is not measured. Choose one of .*sampled8/ndcg@3"
+        UserError, match=r"compare.gate: test/sampled100/ndcg@10 is not measured. Choose one of .*test/sampled8/ndcg@3"
     ):
         promote(project, params)
     assert not MlflowClient().search_registered_models()
 
 
-def test_gate_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"compare\.gate\.metric"):
-        Params.model_validate({"compare": {"gate": {"metric": "ndcg"}}})
+def test_each_key_of_a_gate_names_its_own_fold(project: Path) -> None:
+    gate = PARAMS.compare.gate.model_copy(update={"guards": {"valid/full/hit@3": 0.9, "valid/full/coverage@3": 0.9}})
+    params = PARAMS.model_copy(update={"compare": PARAMS.compare.model_copy(update={"gate": gate})})
+    promote(project, params, policy="ppo")
+    decision = promote(project, params, policy="grpo")
+    assert [check.metric for check in decision.checks] == [
+        "test/full/ndcg@3", "valid/full/hit@3", "valid/full/coverage@3"
+    ]  # fmt: skip
+    found = json.loads((project / "metrics/grpo.json").read_text())["metrics"]
+    for check in decision.checks:
+        assert check.candidate == pytest.approx(found[check.metric], abs=1e-7)
+
+
+@pytest.mark.parametrize("key", ["ndcg", "full/ndcg@10", "train/full/ndcg@10", "test/sampled/hit@5", "test/full/ndcg"])
+def test_gate_settings_are_checked(key: str) -> None:
+    choices = r"expected FOLD/PROTOCOL/METRIC@K \(valid or test; full, full_unmasked or sampled<n>\)"
+    with pytest.raises(ValueError, match=rf"compare\.gate\.metric\n.*{choices}"):
+        Params.model_validate({"compare": {"gate": {"metric": key}}})
+    with pytest.raises(ValueError, match=choices):
+        Params.model_validate({"compare": {"gate": {"guards": {key: 0.1}}}})

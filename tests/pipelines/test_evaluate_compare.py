@@ -53,7 +53,11 @@ def test_evaluate_then_compare(workspace: Path) -> None:
     assert done.returncode == 0, done.stderr
     first = (workspace / "metrics" / "popularity.json").read_bytes()
     found = json.loads(first)
-    assert {"full", "full_unmasked", "sampled20"} == found["valid"].keys() == found["test"].keys()
+    measured = {key.rpartition("/")[0] for key in found["metrics"]}
+    assert measured == {
+        f"{fold}/{each}" for fold in ("valid", "test") for each in ("full", "full_unmasked", "sampled20")
+    }
+    assert set(pl.read_parquet(workspace / "ranks" / "popularity.parquet").columns) == {"user_row", *measured}
 
     early = run_script(workspace, "compare.py")
     assert early.returncode == 2 and "dvc repro evaluate@sft" in early.stderr
@@ -68,7 +72,7 @@ def test_evaluate_then_compare(workspace: Path) -> None:
     assert "Is RL better than SFT? Full catalogue: GRPO and PPO are not clearly different from SFT." in done.stderr
     assert "comparison.html" in done.stderr
     comparison = json.loads((workspace / "metrics" / "comparison.json").read_text())
-    assert comparison["grpo_vs_sft"]["test.full.ndcg@10"] == {"delta": 0.0, "relative": 0.0, "ci95": [0.0, 0.0]}
+    assert comparison["grpo_vs_sft"]["test/full/ndcg@10"] == {"delta": 0.0, "relative": 0.0, "ci95": [0.0, 0.0]}
     assert "oracle" in comparison["policies"]
     markdown = (workspace / "reports" / "comparison.md").read_text()
     assert "Examples: slates before and after RL" in markdown and "Drawn at random" in markdown

@@ -35,13 +35,13 @@ def test_every_logged_metric_is_in_the_glossary(project: Path) -> None:
 
 def test_every_output_is_there(project: Path) -> None:
     for policy in POLICIES:
-        metrics = json.loads((project / "metrics" / f"{policy}.json").read_text())
-        assert 0 <= metrics["test"]["full"]["ndcg@5"] <= 1
-        assert 0 <= metrics["valid"]["sampled20"]["ndcg@10"] <= 1
+        metrics = json.loads((project / "metrics" / f"{policy}.json").read_text())["metrics"]
+        assert 0 <= metrics["test/full/ndcg@5"] <= 1
+        assert 0 <= metrics["valid/sampled20/ndcg@10"] <= 1
         assert (project / "ranks" / f"{policy}.parquet").is_file()
         assert (project / "slates" / f"{policy}.parquet").is_file()
     comparison = json.loads((project / "metrics" / "comparison.json").read_text())
-    low, high = comparison["grpo_vs_sft"]["test.sampled20.ndcg@5"]["ci95"]
+    low, high = comparison["grpo_vs_sft"]["test/sampled20/ndcg@5"]["ci95"]
     assert low <= high
     assert "GRPO" in (project / "reports" / "comparison.md").read_text()
     assert (project / "reports" / "comparison.html").is_file()

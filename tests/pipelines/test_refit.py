@@ -42,4 +42,4 @@ def test_all_stages_train_on_the_latest_feedback(tmp_path: Path) -> None:
     for policy in POLICIES:
         found = json.loads((folder / "root/metrics/refit" / f"{policy}.json").read_text())
         assert found["protocol"]["feedback"] == "latest"
-        assert found["test"] == json.loads((folder / "metrics" / f"{policy}.json").read_text())["test"]
+        assert found["metrics"] == json.loads((folder / "metrics" / f"{policy}.json").read_text())["metrics"]

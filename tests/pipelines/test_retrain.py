@@ -75,9 +75,8 @@ def test_first_promoted_worse_refused_new_data_promoted(tmp_path: Path, server: 
     )
     change(folder, "data", path="store")
     # put over params.yaml, these guards would join the default ones
-    change(
-        folder, "compare", gate={"metric": "full/ndcg@5", "guards": {"sampled15/ndcg@5": 0.2, "full/coverage@5": 0.9}}
-    )
+    guards = {"test/sampled15/ndcg@5": 0.2, "test/full/coverage@5": 0.9}
+    change(folder, "compare", gate={"metric": "test/full/ndcg@5", "guards": guards})
     run(folder, "dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "remote"))
     client = MlflowClient(server)
 
@@ -96,10 +95,10 @@ def test_first_promoted_worse_refused_new_data_promoted(tmp_path: Path, server: 
     change(folder, "sft", max_steps=1)  # hardly trained
     worse = retrain(folder, server)
     assert "prepare" not in stages_run(worse) and "sft" in stages_run(worse)
-    assert "refused: full/ndcg@5 is not clearly better" in worse
+    assert "refused: test/full/ndcg@5 is not clearly better" in worse
     assert champion() == "1"
     summary = (folder / "reports/summary.md").read_text()
-    assert "- refused" in summary and "## Metrics against the last commit" in summary and "test.full.ndcg@5" in summary
+    assert "- refused" in summary and "## Metrics against the last commit" in summary and "test/full/ndcg@5" in summary
 
     change(folder, "sft", max_steps=None)
     assert stages_run(retrain(folder, server)) == set()  # all of it is in the cache
@@ -110,7 +109,7 @@ def test_first_promoted_worse_refused_new_data_promoted(tmp_path: Path, server: 
     better = retrain(folder, server, delivery(folder, "second.csv", 101, 700))
     assert "retraining is due" in better
     assert stages_run(better) == STAGES
-    assert "promoted: full/ndcg@5 is better" in better
+    assert "promoted: test/full/ndcg@5 is better" in better
     assert json.loads((folder / "models/champion/champion.json").read_text())["version"] == "1"
     assert champion() != "1"
 

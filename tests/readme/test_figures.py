@@ -10,7 +10,7 @@ from rl4rec.model.create import create_policy
 from rl4rec.settings import load_params
 
 ROOT = Path(__file__).parents[2]
-COLUMNS = (("full", "ndcg@10"), ("full", "hit@10"), ("sampled100", "ndcg@10"), ("sampled100", "hit@10"))
+COLUMNS = ("test/full/ndcg@10", "test/full/hit@10", "test/sampled100/ndcg@10", "test/sampled100/hit@10")
 
 
 def test_results_table_equals_the_committed_metrics() -> None:
@@ -25,8 +25,8 @@ def test_results_table_equals_the_committed_metrics() -> None:
         row = re.search(rf"^\| {label} \|(.*)\|$", readme, re.MULTILINE)
         assert row is not None, f"README: no row for {label}"
         shown = [cell.strip() for cell in row[1].split("|")]
-        test = json.loads((ROOT / f"metrics/{policy}.json").read_text(encoding="utf-8"))["test"]
-        assert shown == [f"{test[protocol][metric]:.4f}" for protocol, metric in COLUMNS], label
+        found = json.loads((ROOT / f"metrics/{policy}.json").read_text(encoding="utf-8"))["metrics"]
+        assert shown == [f"{found[key]:.4f}" for key in COLUMNS], label
 
 
 def test_differences_equal_the_committed_comparison() -> None:
@@ -38,8 +38,8 @@ def test_differences_equal_the_committed_comparison() -> None:
         row = re.search(rf"^\| {first} - {second} \|(.*)\|$", readme, re.MULTILINE)
         assert row is not None, f"README: no row for {first} - {second}"
         expected = []
-        for protocol, metric in COLUMNS:
-            entry = comparison[pair][f"test.{protocol}.{metric}"]
+        for key in COLUMNS:
+            entry = comparison[pair][key]
             low, high = entry["ci95"]
             expected.append(f"{entry['delta']:+.4f} [{low:+.4f}, {high:+.4f}]")
         assert [cell.strip() for cell in row[1].split("|")] == expected, pair
@@ -81,7 +81,7 @@ def test_refit_figures_are_those_of_the_committed_metrics() -> None:
     for policy in ("sft", "sft_continued", "ppo", "grpo"):
         found = json.loads((ROOT / f"metrics/refit/{policy}.json").read_text(encoding="utf-8"))
         assert found["protocol"]["feedback"] == "latest"
-        full, sampled = (found["test"][protocol]["ndcg@10"] for protocol in ("full", "sampled100"))
+        full, sampled = (found["metrics"][f"test/{protocol}/ndcg@10"] for protocol in ("full", "sampled100"))
         assert f"{get_policy(policy).label} {full:.4f} / {sampled:.4f}" in readme
 
 

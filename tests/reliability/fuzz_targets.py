@@ -112,7 +112,7 @@ _JSONL = (
 _YAML = (
     "data: {source: simulated, path: null}\nsft:\n  seed: 1\n  learning_rate: 8e-05\n",
     "base: &a {seed: 5}\nrl: {k: 10, grpo: {<<: *a, batch_size: 8}}\n# comment\nevaluate: {ks: [5, 10]}\n",
-    "compare:\n  gate:\n    guards: {full/hit@10: .02}\n    candidates: [ppo]\ntracking: {enabled: off, uri: 'x'}\n",
+    "compare:\n  gate:\n    guards: {test/full/hit@10: .02}\n    candidates: [ppo]\ntracking: {enabled: off, uri: 'x'}\n",
     "a: !!int 1\nb: 2024-01-02\nc: !!binary aGk=\nd: .nan\ne: 0x1F\nf: ~\ng: 1:30\n? [h]\n: |\n  i\n",
 )
 

@@ -129,7 +129,7 @@ LEAVES = st.one_of(
     st.integers(),
     st.floats(),
     st.text(max_size=8),
-    st.sampled_from(["8e-05", "amazon-beauty", "../x", "full/ndcg@10", 10**40, -1, 0, 1, 2**31, 2**32]),
+    st.sampled_from(["8e-05", "amazon-beauty", "../x", "test/full/ndcg@10", 10**40, -1, 0, 1, 2**31, 2**32]),
 )
 VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=6)  # fmt: skip  # noqa: E501
 

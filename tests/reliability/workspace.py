@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -54,9 +55,8 @@ def make_workspace(folder: Path) -> Path:
     (folder / "logs").mkdir()
     found = evaluate("popularity", popularity_scorer(data), data, params.evaluate)
     for name in POLICIES:
-        found.metrics["policy"] = name
         tables = (folder / kind / f"{name}.parquet" for kind in ("ranks", "slates"))
-        save_evaluation(found, folder / "metrics" / f"{name}.json", *tables)
+        save_evaluation(replace(found, policy=name), folder / "metrics" / f"{name}.json", *tables)
         log = [{"step": step, "samples": 8 * step, "seconds": step, "train/reward": 0.1} for step in range(6)]
         (folder / "logs" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
     comparison = compare_policies(dict.fromkeys(POLICIES, found), params.compare, k=params.rl.k)

@@ -18,7 +18,7 @@ def write(folder: Path, comparison: object) -> None:
 
 
 def figures(value: float) -> dict[str, dict[str, float]]:
-    return {"test.full.ndcg@5": {"mean": value}, "test.sampled9.ndcg@5": {"mean": 3 * value}}
+    return {"test/full/ndcg@5": {"mean": value}, "test/sampled9/ndcg@5": {"mean": 3 * value}}
 
 
 COMPARISON = {

@@ -17,13 +17,13 @@ KEY = "valid/full/ndcg@10"
 
 def comparison(delta: float = 0.01, low: float = 0.001, gains: tuple[float, float] = (0.001, 0.001)) -> dict[str, Any]:
     """`gains`: lower ends of the intervals of PPO's and GRPO's gain over SFT on validation."""
-    name, valid = "test.sampled100.ndcg@10", "valid.full.ndcg@10"
+    name, valid = "test/sampled100/ndcg@10", "valid/full/ndcg@10"
     return {
         "k": 10,
         "bootstrap": {"confidence": 0.95},
         "protocol": {"negatives": {"n": 100}},
         "policies": {
-            "sft": {"valid.full.ndcg@10": {"mean": 0.05}},
+            "sft": {"valid/full/ndcg@10": {"mean": 0.05}},
             "ppo": {name: {"mean": 0.3}},
             "grpo": {name: {"mean": 0.31}},
         },

@@ -12,7 +12,7 @@ from rl4rec.evaluation.protocols import Evaluation
 from rl4rec.report.examples import Example, choose_users, find_examples
 
 ITEMS = ["a", "b", "c", "d", "e|<b>"]
-RANKS_OF = {"user_row": pl.Int32, "test_full": pl.Int32}
+RANKS_OF = {"user_row": pl.Int32, "test/full": pl.Int32}
 SLATES = {"user_row": pl.Int32, "items": pl.List(pl.Int32)}
 
 
@@ -33,8 +33,10 @@ def evaluations(**ranks: list[int]) -> dict[str, Evaluation]:
     """Ranks on test of the users of rows 0 and 2, whose targets are items 2 and 4."""
     return {
         policy: Evaluation(
-            {"protocol": {"data_hash": "abc"}},
-            pl.DataFrame({"user_row": [0, 2], "test_full": values}, schema=RANKS_OF),
+            policy,
+            {"data_hash": "abc"},
+            {},
+            pl.DataFrame({"user_row": [0, 2], "test/full": values}, schema=RANKS_OF),
         )
         for policy, values in ranks.items()
     }
@@ -120,6 +122,6 @@ def test_a_rank_behind_the_place_is_a_tie() -> None:
 
 def test_other_data_are_refused() -> None:
     given = evaluations(**RANKS)
-    given["ppo"].metrics["protocol"]["data_hash"] = "other"
+    given["ppo"].protocol["data_hash"] = "other"
     with pytest.raises(UserError, match=r"ranks/ppo.parquet is of other data than data/prepared"):
         find_examples(given, slates(**LISTS), data(), k=2, seed=0)

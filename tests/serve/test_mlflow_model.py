@@ -183,7 +183,7 @@ def test_logged_model_ranks_like_the_evaluator_for_every_user(evaluated: Path) -
     repeated = 0
     for row, found in enumerate(lists):
         assert found == [data.item_ids[item] for item in expected[row] if item >= 0]
-        target, rank = data.item_ids[fold.targets[row]], ranks["test_full"][row]
+        target, rank = data.item_ids[fold.targets[row]], ranks["test/full"][row]
         if fold.repeated[row]:  # seen before: never shown, and last in the evaluation
             assert target not in found and rank == data.num_items - 1
             repeated += 1
@@ -202,9 +202,10 @@ def test_served_ranks_are_compared_with_a_file_of_the_evaluation(evaluated: Path
     assert (found["equal"] + found["never_shown"], found["different"]) == (found["users"], 0)
 
     ranks = pl.read_parquet(evaluated / "ranks" / "sft.parquet")
-    moved = ranks["test_full"].to_list()
+    moved = ranks["test/full"].to_list()
     moved[7] += 1 if moved[7] < 40 else -1
-    ranks.with_columns(test_full=pl.Series(moved, dtype=pl.Int32)).write_parquet(evaluated / "ranks" / "moved.parquet")
+    changed = ranks.with_columns(pl.Series("test/full", moved, dtype=pl.Int32))
+    changed.write_parquet(evaluated / "ranks" / "moved.parquet")
     (evaluated / "models" / "moved").symlink_to(evaluated / "models" / "sft")
     done = subprocess.run([*command, "--policy", "moved"], capture_output=True, text=True, check=False)
     assert (done.returncode, json.loads(done.stdout)["different"]) == (1, 1)

@@ -50,9 +50,7 @@ def write_results(study: optuna.Study, settings: SweepParams, folder: Path) -> l
         }
         for trial in trials
     ]
-    write_json(
-        folder / "trials.json", {"study": study.study_name, "metric": f"valid/{settings.metric}", "trials": rows}
-    )
+    write_json(folder / "trials.json", {"study": study.study_name, "metric": settings.metric, "trials": rows})
     if not any(row["state"] == "complete" for row in rows):
         (folder / "best.yaml").unlink(missing_ok=True)
         errors = [row["error"] for row in rows if row["error"]]
@@ -60,7 +58,7 @@ def write_results(study: optuna.Study, settings: SweepParams, folder: Path) -> l
             f"no trial was completed; see {folder / 'trials.json'}" + (f". The first: {errors[0]}" if errors else "")
         )
     row = best(rows)
-    text = f"# Trial {row['number']} of {study.study_name}: validation {settings.metric} {row['value']:.5f}.\n"
+    text = f"# Trial {row['number']} of {study.study_name}: {settings.metric} {row['value']:.5f}.\n"
     write_text(folder / "best.yaml", text + yaml.safe_dump(nested(row["settings"]), sort_keys=False))
     return rows
 
@@ -79,7 +77,7 @@ def sweep_table(rows: Sequence[Row], settings: SweepParams) -> Table:
     names = [key.rpartition(".")[2] for key in keys]
     if len(set(names)) < len(names):
         names = keys
-    title = f"validation {settings.metric}{seeds}"
+    title = f"{settings.metric}{seeds}"
     table = Table("trial", *names, "value", "state", "s", title=title, caption="; ".join(notes))
     for row in rows:
         values = [*row["validations"].values(), row["value"]]

@@ -83,7 +83,7 @@ class SweepParams(Section):
     """The whole of `sweep.yaml`. The search maximises; all metrics of validation are better when larger."""
 
     stage: Annotated[str, AfterValidator(lambda value: check_choice(value, training_stages()))]
-    metric: Annotated[str, Field(pattern=r"^full/(ndcg|hit)@\d+$")] = "full/ndcg@10"
+    metric: Annotated[str, Field(pattern=r"^valid/full/(ndcg|hit)@\d+$")] = "valid/full/ndcg@10"
     trials: Positive = 12
     seeds: Positive = 1
     timeout_s: Annotated[Float, Field(gt=0)] | None = None

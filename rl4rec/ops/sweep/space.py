@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from rl4rec._dvc import dvc_stages, leaves, out_name
 from rl4rec.errors import UserError
+from rl4rec.metrics import MetricKey
 from rl4rec.ops.sweep.settings import Dimension, SweepParams
 from rl4rec.ops.workspace import merge_settings
 from rl4rec.params import Params
@@ -83,7 +84,7 @@ def check_sweep(where: Path, settings: SweepParams, stage: SweptStage, base: Set
     if problems:
         raise UserError("\n".join([f"{where}: the space does not fit stage {stage.name}:", *problems]))
     k = 10 if stage.name == "sft" else base["rl"]["k"]
-    if settings.metric.partition("@")[2] != str(k):
+    if MetricKey.parse(settings.metric).k != k:
         raise UserError(
             f"{where}: metric: stage {stage.name} validates at k = {k}, got {settings.metric}. "
             f"Choose one that ends in @{k}"

@@ -24,7 +24,7 @@ class Listening(StageRun):
     """What a stage's script takes for its MLflow run: passes validations on, and logs neither data nor policies.
 
     Args:
-        metric: the one to listen to, as `full/ndcg@10`.
+        metric: the one to listen to, as `valid/full/ndcg@10`.
         listen: takes step, samples so far and the metric's value at each validation, of which the one at step 0 is
             RL's start; what it raises ends the training.
         forward: takes all metrics of a validation and the step.
@@ -32,7 +32,7 @@ class Listening(StageRun):
 
     def __init__(self, metric: str, listen: Listener, forward: Callable[[Mapping[str, float], int], None]) -> None:
         super().__init__()
-        self._metric, self._listen, self._forward = f"valid/{metric}", listen, forward
+        self._metric, self._listen, self._forward = metric, listen, forward
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Listen to rows of validations."""

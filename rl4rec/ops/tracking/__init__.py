@@ -9,7 +9,7 @@ or, without it, the same `dvc` process above them; a stage run by hand is a pipe
 
 from rl4rec.ops.tracking.model import log_policy_model
 from rl4rec.ops.tracking.outbox import sync
-from rl4rec.ops.tracking.run import StageRun, directly, replace_run, stage_run
+from rl4rec.ops.tracking.run import StageRun, directly, named, replace_run, stage_run
 from rl4rec.ops.tracking.server import connect, guard, use_server
 from rl4rec.ops.tracking.settings import PIPELINE_TAG, flatten, pipeline_id, stage_settings
 
@@ -21,6 +21,7 @@ __all__ = [
     "flatten",
     "guard",
     "log_policy_model",
+    "named",
     "pipeline_id",
     "replace_run",
     "stage_run",

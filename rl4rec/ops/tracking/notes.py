@@ -24,7 +24,7 @@ NOTES = {
         "Compare `rl-ppo` with `rl-grpo`."
     ),
     "evaluate": (
-        "The held-out items ranked by one policy: `<fold>/<protocol>/<metric>`. *full* ranks the whole catalogue, "
+        "The held-out items ranked by one policy: `<fold>/<protocol>/<metric>@<k>`. *full* ranks the whole catalogue, "
         "*sampled* the target among negatives; the two are never comparable. The `test/...` figures are in the run "
         "that trained the policy, too."
     ),

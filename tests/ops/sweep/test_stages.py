@@ -51,7 +51,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_a_trial_is_the_stage(shop: Path, stage: str, script: list[str], key: str) -> None:
     k = 10 if stage == "sft" else 5
-    metric, where = f"full/ndcg@{k}", shop.parent / "sweep.yaml"
+    metric, where = f"valid/full/ndcg@{k}", shop.parent / "sweep.yaml"
     sft = (shop / "models/sft/model.safetensors").read_bytes()
     space = {key: {"low": 1.0e-5, "high": 1.0, "log": True}}
     where.write_text(yaml.safe_dump({"stage": stage, "metric": metric, "trials": 2, "space": space, "pruner": None}))

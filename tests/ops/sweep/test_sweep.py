@@ -206,7 +206,7 @@ RATE, BATCH = "rl.grpo.learning_rate", "rl.grpo.batch_size"
         ({"stage": "rl"}, "stage: expected one of sft, sft_continued, rl@ppo, rl@grpo (got 'rl')"),
         ({"trials": 0}, "trials: Input should be greater than or equal to 1 (got 0)"),
         ({"metric": "test/full/ndcg@10"}, "metric: String should match pattern"),
-        ({"metric": "full/ndcg@5"}, "metric: stage rl@grpo validates at k = 10, got full/ndcg@5"),
+        ({"metric": "valid/full/ndcg@5"}, "metric: stage rl@grpo validates at k = 10, got valid/full/ndcg@5"),
         ({"pruner": {"patience": 3}}, "pruner.patience: unknown key; Known here: startup_trials, warmup_steps"),
         ({"space": {}}, "space: Dictionary should have at least 1 item"),
     ],
