@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT, finish, in_order, own_cores, pipeline_folder, save, start
+from common import ROOT, InOrder, finish, own_cores, pipeline_folder, save, start
 
 from rl4rec.data.dataset import PreparedData
 from rl4rec.evaluation.validation import validate
@@ -69,8 +69,8 @@ def rank_rectools(data: PreparedData, folder: Path) -> Curve:
 
 def _ranked(data: PreparedData, arrays: Any) -> dict[str, float]:
     states, items = torch.from_numpy(arrays["states"]), torch.from_numpy(arrays["items"])
-    found = validate(in_order(states[data.split("valid").user_rows], items), data, k=10)
-    return {"ndcg@10": round(found["full/ndcg@10"], 5), "hit@10": round(found["full/hit@10"], 5)}
+    found = validate(InOrder(states[data.split("valid").user_rows], items), data, k=10)
+    return {"ndcg@10": round(found["valid/full/ndcg@10"], 5), "hit@10": round(found["valid/full/hit@10"], 5)}
 
 
 def ours(folder: Path) -> Curve:

@@ -40,7 +40,6 @@ SETTINGS: dict[str, Any] = {
     "rl": {
         "k": 5,
         "crossfit": {"num_epochs": 3},
-        "dropout": True,
         "candidates": {"negatives": 20},
         "eval_every": 3,
         "keep": "best",

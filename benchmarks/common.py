@@ -19,16 +19,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
+from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
+from transformers import Trainer as PeerTrainer
 
 from rl4rec.data.dataset import IntArray, PreparedData, Ragged, load_prepared
 from rl4rec.data.vocabulary import ITEM_OFFSET, build_tokenizer
-from rl4rec.evaluation.ranking import Scorer
 from rl4rec.model.create import create_policy
-from rl4rec.model.scores import Factors
+from rl4rec.model.scores import Scores
 from rl4rec.params import PolicyParams
 from rl4rec.settings import load_params
-from rl4rec.train.monitor import peak_memory_mb
+from rl4rec.train.log import RunLog, peak_memory_mb
+from rl4rec.train.loop import Trainer
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -64,7 +65,7 @@ def plain_model(items: int = ITEMS) -> GPT2LMHeadModel:
 
 
 class StepClock(TrainerCallback):
-    """Seconds of every optimizer step."""
+    """Seconds of every optimizer step of a transformers Trainer."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -77,17 +78,24 @@ class StepClock(TrainerCallback):
         self.seconds.append(now() - self._since)
 
 
-def in_order(states: torch.Tensor, items: torch.Tensor) -> Scorer:
-    """A scorer that only looks its users up: the evaluator asks for them in order, fold after fold."""
-    place = 0
+class InOrder:
+    """A policy that only looks its users up: the evaluator asks for them in order, fold after fold.
 
-    def score(histories: Sequence[IntArray]) -> Factors:
-        nonlocal place
-        first = place % len(states)
-        place = first + len(histories)
-        return Factors(states[first:place], items)
+    Args:
+        states: (u, d) of the users of a fold.
+        items: (I, d).
+    """
 
-    return score
+    def __init__(self, states: torch.Tensor, items: torch.Tensor) -> None:
+        self._states, self._items, self._place = states, items, 0
+
+    def encode(self, histories: Sequence[IntArray]) -> torch.Tensor:
+        first = self._place % len(self._states)
+        self._place = first + len(histories)
+        return self._states[first : self._place]
+
+    def score(self, states: torch.Tensor) -> Scores:
+        return Scores(states, self._items)
 
 
 def now() -> float:
@@ -97,8 +105,23 @@ def now() -> float:
     return time.perf_counter()
 
 
-def median_step(trainer: Trainer, skip: int) -> float:
-    """Median seconds of a step, the first ones left out."""
+def silent_run() -> RunLog:
+    """A run that validates nothing and reports nothing."""
+    return RunLog(validate=None, metric="none")
+
+
+def median_step(trainer: Trainer, *, steps: int, skip: int) -> float:
+    """Median seconds of a step of ours, the first ones left out."""
+    seconds = []
+    for step in range(steps):
+        since = now()
+        trainer.train_step(step, logged=False)
+        seconds.append(now() - since)
+    return statistics.median(seconds[skip:])
+
+
+def median_peer_step(trainer: PeerTrainer, *, skip: int) -> float:
+    """Median seconds of a step of a transformers Trainer, the first ones left out."""
     clock = StepClock()
     trainer.add_callback(clock)
     trainer.train()

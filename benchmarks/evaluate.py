@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from common import POLICY, in_order, made_up_data, now, save
+from common import POLICY, InOrder, made_up_data, now, save
 
 from rl4rec.data.dataset import PreparedData
 from rl4rec.data.vocabulary import build_tokenizer
@@ -28,7 +28,7 @@ from rl4rec.evaluation.protocols import evaluate
 from rl4rec.evaluation.ranking import ranked_fold
 from rl4rec.evaluation.validation import validate
 from rl4rec.model.create import create_policy
-from rl4rec.model.scores import Factors
+from rl4rec.model.scores import Scores
 from rl4rec.params import EvaluateParams
 
 USERS, ROUNDS, FEW_USERS = 22_363, 5, 1_024
@@ -73,19 +73,19 @@ def main() -> None:
     histories = data.split("valid").history
     users = [histories[row] for row in range(len(histories))]
 
-    def read() -> Factors:
-        parts = [policy.factors(users[start : start + 512]) for start in range(0, USERS, 512)]
-        return Factors(torch.cat([part.states for part in parts]), parts[0].items)
+    def read() -> Scores:
+        parts = [policy.score(policy.encode(users[start : start + 512])) for start in range(0, USERS, 512)]
+        return Scores(torch.cat([part.states for part in parts]), parts[0].items)
 
-    states, items = read()
+    states, items, _ = read()
     work: dict[str, Callable[[], object]] = {
         f"product {rows}": lambda n=rows: product(states, items, n) for rows in BLOCKS
     }
     work |= {
-        "rank": lambda: validate(in_order(states, items), data),
+        "rank": lambda: validate(InOrder(states, items), data),
         "read": read,
-        "validate": lambda: validate(policy.factors, data),
-        "evaluate": lambda: evaluate("made-up", policy.factors, data, params),
+        "validate": lambda: validate(policy, data),
+        "evaluate": lambda: evaluate("made-up", policy, data, params),
         "counting": lambda: plain(few, states.cpu(), items.cpu(), sort=False),
         "sorting": lambda: plain(few, states.cpu(), items.cpu(), sort=True),
     }
@@ -93,7 +93,7 @@ def main() -> None:
     for _ in range(ROUNDS):
         for name, each in work.items():
             seconds[name].append(timed(each))
-    exact = evaluate("few", in_order(states[: len(few.users)], items), few, params).ranks["valid/full"].to_numpy()
+    exact = evaluate("few", InOrder(states[: len(few.users)], items), few, params).ranks["valid/full"].to_numpy()
     fresh = ~ranked_fold(few, "valid").repeated  # targets that the user has not taken before
     for sort in (False, True):
         off = np.abs(plain(few, states.cpu(), items.cpu(), sort=sort) - exact)[fresh]

@@ -6,7 +6,7 @@ its own, in turns, so that peak memory is its own and a busy machine slows all a
 - GRPO: our step against TRL's GRPOTrainer as it comes (generates item tokens one by one), slates of 10.
 - Rollouts: slates from one forward pass against the same policy's autoregressive route.
 - PPO: our step with two passes over each rollout, also against TRL's GRPOTrainer (TRL removed its PPOTrainer), as many
-  slates a step; `ppo_one_slate` draws one slate a prompt, which then has to pay for reading the history alone.
+  slates per step; `ppo_one_slate` draws one slate per prompt, which then has to pay for reading the history alone.
 
 Writes `benchmarks/results/rl.json`.
 """
@@ -19,18 +19,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import POLICY, Numbers, made_up_data, median_step, medians, now, plain_model, run_variant, save
+from common import (
+    POLICY,
+    Numbers,
+    made_up_data,
+    median_peer_step,
+    median_step,
+    medians,
+    now,
+    plain_model,
+    run_variant,
+    save,
+    silent_run,
+)
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
+from trl import GRPOTrainer as StockGRPOTrainer
 
 from rl4rec.data.dataset import PreparedData
 from rl4rec.data.vocabulary import ITEM_OFFSET, build_tokenizer
 from rl4rec.model.create import create_policy
-from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import CandidateParams, CrossfitParams, GRPOParams, PPOParams, RLParams
-from rl4rec.train.grpo import build_grpo
-from rl4rec.train.monitor import Monitor, peak_memory_mb
+from rl4rec.train.grpo import GRPOTrainer
+from rl4rec.train.log import peak_memory_mb
 from rl4rec.train.ppo import PPOTrainer
 from rl4rec.train.prompts import PromptSet
 
@@ -44,26 +56,16 @@ def rl_settings(**changes: object) -> RLParams:
         "crossfit": CrossfitParams(split_points=0),
         "eval_every": 10_000,
         "logging_steps": 10_000,
-        "grpo": GRPOParams(batch_size=64, num_sample_generations=16, max_steps=12),
-        "ppo": PPOParams(batch_size=64, num_sample_generations=16, mini_batch_size=64, ppo_epochs=2, max_steps=12),
+        "grpo": GRPOParams(batch_size=64, num_sample_generations=16),
+        "ppo": PPOParams(batch_size=64, num_sample_generations=16, mini_batch_size=64, ppo_epochs=2),
     }
     return RLParams.model_validate(values | changes)
 
 
-def warm_start(data: PreparedData, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
-    policy, _ = create_policy(POLICY, data.item_ids, tokenizer)
-    policy.save_pretrained(folder / "start")
-    return folder / "start"
-
-
-def silent_monitor(folder: Path) -> Monitor:
-    return Monitor(validate=lambda _: {"none": 0.0}, metric="none", report=lambda _: None, best_folder=folder / "best")
-
-
 def grpo_ours(data: PreparedData, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Numbers:
-    start = warm_start(data, tokenizer, folder)
-    trainer = build_grpo(start, tokenizer, data, rl_settings(), silent_monitor(folder), checkpoints=folder / "ck")
-    return {"slates_per_s": 64 * 16 / median_step(trainer, 3)}
+    policy, _ = create_policy(POLICY, data.item_ids, tokenizer)
+    trainer = GRPOTrainer(policy, data, rl_settings(), silent_run())
+    return {"slates_per_s": 64 * 16 / median_step(trainer, steps=12, skip=3)}
 
 
 def grpo_trl(data: PreparedData, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Numbers:
@@ -79,26 +81,21 @@ def grpo_trl(data: PreparedData, tokenizer: PreTrainedTokenizerBase, folder: Pat
     def hit(completion_ids: list[list[int]], target: list[int], **_: object) -> list[float | None]:
         return [float(t in ids) for ids, t in zip(completion_ids, target, strict=True)]
 
-    trainer = GRPOTrainer(
+    trainer = StockGRPOTrainer(
         model=plain_model(), reward_funcs=[hit], args=arguments, processing_class=tokenizer,
         train_dataset=Dataset.from_dict({"prompt": texts, "target": targets}),
     )  # fmt: skip
-    return {"slates_per_s": 8 * 16 / median_step(trainer, 1)}
+    return {"slates_per_s": 8 * 16 / median_peer_step(trainer, skip=1)}
 
 
 def ppo(prompts: int, generations: int) -> Callable[..., Numbers]:
     def run(data: PreparedData, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Numbers:
-        policy = SlatePolicy.from_pretrained(warm_start(data, tokenizer, folder))
+        policy, _ = create_policy(POLICY, data.item_ids, tokenizer)
         rl = rl_settings()
         shape = {"batch_size": prompts, "num_sample_generations": generations, "mini_batch_size": min(prompts, 512)}
         rl = rl.model_copy(update={"ppo": rl.ppo.model_copy(update=shape)})
-        trainer = PPOTrainer(policy, data, rl, silent_monitor(folder), folder / "ck")
-        seconds = []
-        for step in range(8):
-            since = now()
-            trainer.train_step(step, logged=False)
-            seconds.append(now() - since)
-        return {"slates_per_s": prompts * generations / statistics.median(seconds[2:])}
+        trainer = PPOTrainer(policy, data, rl, silent_run())
+        return {"slates_per_s": prompts * generations / median_step(trainer, steps=8, skip=2)}
 
     return run
 
@@ -112,7 +109,9 @@ def rollouts(generation: str, num_slates: int) -> Callable[..., Numbers]:
         seconds = []
         for _ in range(5):
             since = now()
-            policy.sample(histories, support, num_slates=num_slates, k=SLATE)
+            with torch.no_grad():
+                states = policy.encode(histories)
+            policy.sample(states, support, num_slates=num_slates, k=SLATE)
             seconds.append(now() - since)
         return {"slates_per_s": 32 * num_slates / statistics.median(seconds[1:])}
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from common import ITEMS, POLICY, ROOT, Numbers, made_up_data, median_step, medians, run_variant, save
-from rl import SLATE, rl_settings, silent_monitor
+from common import ITEMS, POLICY, ROOT, Numbers, made_up_data, median_step, medians, run_variant, save, silent_run
+from rl import SLATE, rl_settings
 
 from rl4rec.data.vocabulary import build_tokenizer
 from rl4rec.model.create import create_policy
 from rl4rec.params import CandidateParams, GRPOParams
-from rl4rec.train.grpo import build_grpo
-from rl4rec.train.monitor import peak_memory_mb
+from rl4rec.train.grpo import GRPOTrainer
+from rl4rec.train.log import peak_memory_mb
 
 START = {"generations": 16, "slots": SLATE, "negatives": 500, "items": ITEMS, "prompts": 64}
 SIZES = {
@@ -29,24 +29,22 @@ SIZES = {
     "items": [3000, 12101, 48000, 192000],
     "prompts": [16, 64, 256, 1024],
 }
-LABELS = {"slots": "slate length", "items": "catalogue", "generations": "slates a prompt"}
+LABELS = {"slots": "slate length", "items": "catalogue", "generations": "slates per prompt"}
 
 
-def variant(axis: str, size: int, folder: Path) -> Numbers:
+def variant(axis: str, size: int) -> Numbers:
     sizes = START | {axis: size}
     data = made_up_data(sizes["items"])
     tokenizer = build_tokenizer(data.item_ids)
     policy, _ = create_policy(POLICY, data.item_ids, tokenizer)
-    policy.save_pretrained(folder / "start")
-    del policy
     before = peak_memory_mb()
     rl = rl_settings(
         k=sizes["slots"],
         candidates=CandidateParams(negatives=sizes["negatives"]),
-        grpo=GRPOParams(batch_size=sizes["prompts"], num_sample_generations=sizes["generations"], max_steps=8),
+        grpo=GRPOParams(batch_size=sizes["prompts"], num_sample_generations=sizes["generations"]),
     )
-    trainer = build_grpo(folder / "start", tokenizer, data, rl, silent_monitor(folder), checkpoints=folder / "ck")
-    return {"seconds": median_step(trainer, 3), "memory_before_mb": before}
+    trainer = GRPOTrainer(policy, data, rl, silent_run())
+    return {"seconds": median_step(trainer, steps=8, skip=3), "memory_before_mb": before}
 
 
 def growth(points: dict[int, Numbers], key: str) -> float:
@@ -63,7 +61,7 @@ def plot(found: dict[str, dict[int, Numbers]], path: Path) -> None:
     for column, (axis, points) in enumerate(found.items()):
         sizes = sorted(points)
         for row, (key, label) in zip(
-            rows, (("seconds", "seconds a step"), ("added_memory_mb", "added memory, MB")), strict=True
+            rows, (("seconds", "seconds per step"), ("added_memory_mb", "added memory, MB")), strict=True
         ):
             row[column].loglog(sizes, [points[size][key] for size in sizes], "o-")
             row[column].grid(alpha=0.3)
@@ -84,7 +82,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.variant:
         axis, size = arguments.variant.split("=")
-        run_variant(lambda folder: variant(axis, int(size), folder))
+        run_variant(lambda _: variant(axis, int(size)))
         return
     names = [f"{axis}={size}" for axis, sizes in SIZES.items() for size in sizes]
     measured = medians(__file__, names, arguments.rounds)

@@ -24,7 +24,6 @@ from scipy.stats import hypergeom
 from rl4rec._io import write_json
 from rl4rec.algorithms import evaluated_keys
 from rl4rec.data.dataset import load_prepared
-from rl4rec.evaluation.negatives import distinct_rows
 
 K, NEGATIVES = 10, 100
 EDGES = (0, 10, 100, 500, 1200, 2400)  # of the full rank, from the top
@@ -70,7 +69,7 @@ def main() -> None:
     result: dict[str, Any] = {"items": data.num_items, "negatives": NEGATIVES, "k": K, "policies": {}}
     for policy in evaluated_keys():
         ranks = pl.read_parquet(root / f"ranks/{policy}.parquet")
-        own = distinct_rows(data.sequences.take(ranks["user_row"].to_numpy()), data.num_items)
+        own = data.sequences.take(ranks["user_row"].to_numpy()).distinct(data.num_items)
         columns = (ranks["test/full"].to_numpy(), ranks[f"test/sampled{NEGATIVES}"].to_numpy())
         result["policies"][policy] = taken_apart(*columns, data.num_items - own.lengths)
     unseen = np.full(

@@ -19,18 +19,29 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from common import ITEMS, POLICY, Numbers, made_up_data, median_step, medians, plain_model, run_variant, save
+from common import (
+    ITEMS,
+    POLICY,
+    Numbers,
+    made_up_data,
+    median_peer_step,
+    median_step,
+    medians,
+    plain_model,
+    run_variant,
+    save,
+    silent_run,
+)
 from datasets import Dataset
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
+from trl import SFTTrainer as StockSFTTrainer
 
-from rl4rec.data.dataset import PreparedData
+from rl4rec.data.dataset import IntArray
 from rl4rec.data.vocabulary import ITEM_OFFSET, build_tokenizer
 from rl4rec.model.create import create_policy
 from rl4rec.params import SFTParams
-from rl4rec.train.cross_entropy import NextItemsLoss, fast_matmul_dtype
-from rl4rec.train.item_sampler import ItemSampler
-from rl4rec.train.monitor import peak_memory_mb
-from rl4rec.train.sft import SlateSFTTrainer, next_item_batch, sft_arguments, windows
+from rl4rec.train.log import peak_memory_mb
+from rl4rec.train.sft import SFTTrainer, cut_windows
 
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "sft_growth.png"
 SFT = SFTParams(batch_size=256)
@@ -38,14 +49,13 @@ CATALOGUES = (12_101, 100_000, 1_000_000)
 WIDTHS = (64, 128, 256, 512)
 
 
-def sequences(data: PreparedData) -> list[list[int]]:
-    cut = windows(data.train_sequences(), POLICY.max_history + 1)
-    np.random.default_rng(0).shuffle(cut)
-    return cut
+def tokens_per_step(windows: list[IntArray]) -> float:
+    """Positions that a step predicts."""
+    return float(SFT.batch_size * np.mean([len(window) - 1 for window in windows]))
 
 
 def ours(
-    folder: Path,
+    _: Path,
     *,
     items: int = ITEMS,
     width: int = 64,
@@ -54,49 +64,35 @@ def ours(
     precision: str = "auto",
 ) -> Numbers:
     data = made_up_data(items)
-    tokenizer = build_tokenizer(data.item_ids[:10])  # the trainer only asks for its padding token
+    tokenizer = build_tokenizer(data.item_ids[:10])  # a policy from scratch takes its special tokens only
     before = peak_memory_mb()
     policy, _ = create_policy(POLICY.model_copy(update={"n_embd": width}), data.item_ids, tokenizer)
-    cut = sequences(data)
-    arguments = sft_arguments(SFT.model_copy(update={"max_steps": steps}), folder, steps_per_epoch=1000)
-    policy.next_items_loss = NextItemsLoss(
-        window=SFT.target_window,
-        decay=SFT.target_decay,
-        label_smoothing=SFT.label_smoothing,
-        matmul_dtype=fast_matmul_dtype(precision, arguments.device),
-    )
-    trainer = SlateSFTTrainer(
-        model=policy, args=arguments, train_dataset=Dataset.from_dict({"input_ids": cut}), processing_class=tokenizer,
-        data_collator=next_item_batch,
-    )  # fmt: skip
-    if softmax == "sampled":
-        counts = torch.from_numpy(data.item_counts)
-        trainer.sampler = ItemSampler(counts, draws=SFT.sampled_items, exponent=SFT.sampling_exponent)
-    arguments.save_strategy = "no"
-    seconds = median_step(trainer, steps // 4)
-    tokens = 256 * np.mean([len(row) - 1 for row in cut])
-    return {"tokens_per_s": float(tokens / seconds), "step_s": seconds, "memory_before_mb": before}
+    changes = {"max_steps": steps, "softmax": softmax, "precision": precision}
+    trainer = SFTTrainer(policy, data, SFT.model_copy(update=changes), silent_run())
+    seconds = median_step(trainer, steps=steps, skip=steps // 4)
+    tokens = tokens_per_step(trainer.windows)
+    return {"tokens_per_s": tokens / seconds, "step_s": seconds, "memory_before_mb": before}
 
 
 def trl(folder: Path, *, bf16: bool | None = None) -> Numbers:
     data = made_up_data()
     tokenizer = build_tokenizer(data.item_ids)
     before = peak_memory_mb()
-    cut = sequences(data)
-    rows = [[item + ITEM_OFFSET for item in row] for row in cut]
+    windows = cut_windows(data.train_sequences(), POLICY.max_history + 1)
+    np.random.default_rng(0).shuffle(windows)
+    rows = [(window + ITEM_OFFSET).tolist() for window in windows]
     arguments = SFTConfig(
         output_dir=str(folder), per_device_train_batch_size=256, max_steps=8, learning_rate=2e-3, bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
         activation_checkpointing=False, report_to="none", save_strategy="no", disable_tqdm=True, max_length=64,
         logging_strategy="no",
     )  # fmt: skip
-    trainer = SFTTrainer(
+    trainer = StockSFTTrainer(
         model=plain_model(), args=arguments, train_dataset=Dataset.from_dict({"input_ids": rows}),
         processing_class=tokenizer,
     )  # fmt: skip
-    seconds = median_step(trainer, 2)
-    tokens = 256 * np.mean([len(row) - 1 for row in cut])
-    return {"tokens_per_s": float(tokens / seconds), "step_s": seconds, "memory_before_mb": before}
+    seconds = median_peer_step(trainer, skip=2)
+    return {"tokens_per_s": tokens_per_step(windows) / seconds, "step_s": seconds, "memory_before_mb": before}
 
 
 def grown(name: str, folder: Path) -> Numbers:
@@ -115,7 +111,7 @@ def plot(growth: dict[str, Numbers]) -> None:
         left.plot(CATALOGUES, times, marker=marker, label=f"{softmax} softmax")
         times = [growth[f"{ITEMS}:{width}:{softmax}"]["step_s"] for width in WIDTHS]
         right.plot(WIDTHS, times, marker=marker, label=f"{softmax} softmax")
-    left.set(xscale="log", yscale="log", xlabel="items in the catalogue (width 64)", ylabel="seconds a step")
+    left.set(xscale="log", yscale="log", xlabel="items in the catalogue (width 64)", ylabel="seconds per step")
     right.set(xscale="log", yscale="log", xlabel="width (12,101 items)", xticks=WIDTHS, xticklabels=WIDTHS)
     right.minorticks_off()
     for axes in (left, right):

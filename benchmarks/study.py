@@ -1,6 +1,6 @@
 """When does RL help, and is it RL that helps? `make study`: PPO, GRPO and the control over seeds and settings.
 
-Every run has the project's settings with the changes of `SETTINGS`. It starts from the SFT policy and the leave-out
+Every run has the project's settings with the changes of `SETTINGS`. It starts from the SFT policy and the cross-fitted
 embeddings of `dvc repro`, or, if its setting changes what these depend on, from its own. The last policy of each run
 is kept (`rl.keep`); test is reported as it comes. Runs go side by side, one core each, in `.study/`, and those that are
 done are not repeated. Writes `metrics/study.json` and the tables of `docs/PPO_vs_GRPO.md`.
@@ -108,7 +108,7 @@ def settings(changes: Changes) -> Changes:
 
 
 def base_folder(params: Changes) -> Path:
-    """Where the prepared data, the SFT policy and its leave-out embeddings for these settings are."""
+    """Where the prepared data, the SFT policy and its cross-fitted embeddings for these settings are."""
     own = [settings({}), params]
     if params["rl"]["crossfit"]["split_points"] == 0:  # needs no embeddings
         own[1] = merge_settings(params, {"rl": {"crossfit": own[0]["rl"]["crossfit"]}})
@@ -136,7 +136,7 @@ def run(
 
 
 def make_base(folder: Path, params: Changes, core: int | None) -> None:
-    """Data, SFT policy and leave-out embeddings of settings that differ in them from the project's."""
+    """Data, SFT policy and cross-fitted embeddings of settings that differ in them from the project's."""
     scripts, linked = [["sft.py"], ["crossfit.py"], ["evaluate.py", "sft"]], ["data/prepared"]
     if params["data"] != settings({})["data"]:
         scripts, linked = [["fingerprint.py"], ["prepare.py"], *scripts], []

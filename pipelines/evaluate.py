@@ -7,8 +7,8 @@ from rl4rec._stage import run_variant_stage
 from rl4rec.algorithms import evaluated_keys
 from rl4rec.data.dataset import load_prepared
 from rl4rec.evaluation.files import save_evaluation
+from rl4rec.evaluation.policies import load_ranking_policy
 from rl4rec.evaluation.protocols import evaluate
-from rl4rec.evaluation.scorers import load_scorer
 from rl4rec.metrics import MetricKey, metric_key
 from rl4rec.ops.tracking import stage_run
 from rl4rec.params import Params
@@ -20,7 +20,7 @@ def main(params: Params, policy: str) -> None:
     data = load_prepared("data/prepared")
     with stage_run("evaluate", params, name=f"evaluate-{policy}") as run:
         run.log_dataset(data, context="evaluation")
-        result = evaluate(policy, load_scorer(policy, data, Path("models")), data, params.evaluate)
+        result = evaluate(policy, load_ranking_policy(policy, data, Path("models")), data, params.evaluate)
         metrics_path = Path("metrics", f"{policy}.json")
         save_evaluation(result, metrics_path, *(Path(kind, f"{policy}.parquet") for kind in ("ranks", "slates")))
         run.log_metrics(result.metrics)

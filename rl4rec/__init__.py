@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rl4rec.api import Trained, crossfit, grpo, ppo, sft
+    from rl4rec.api import Trained, continue_sft, crossfit, fine_tune, grpo, ppo, sft
     from rl4rec.data.dataset import PreparedData, Ragged, load_prepared
     from rl4rec.data.prepare import prepare
     from rl4rec.data.vocabulary import build_tokenizer
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from rl4rec.evaluation.bootstrap import Interval, paired_bootstrap
     from rl4rec.evaluation.compare import compare_policies
     from rl4rec.evaluation.protocols import Evaluation, evaluate, evaluate_oracle
-    from rl4rec.evaluation.scorers import popularity_scorer
     from rl4rec.metrics import hit_rate, mrr, ndcg, slate_gains
     from rl4rec.model.create import create_policy
-    from rl4rec.model.crossfit_embeddings import LeaveOutEmbeddings
+    from rl4rec.model.crossfit_embeddings import CrossfitEmbeddings
     from rl4rec.model.load import load_policy
     from rl4rec.model.policy import SlatePolicy
+    from rl4rec.model.ranking import PopularityPolicy, RankingPolicy
     from rl4rec.params import Params
     from rl4rec.serve.recommender import Recommendation, Recommender, load_recommender
     from rl4rec.settings import load_params
@@ -32,13 +32,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CrossfitEmbeddings",
     "Evaluation",
     "GainsFunction",
     "Interval",
-    "LeaveOutEmbeddings",
     "Params",
+    "PopularityPolicy",
     "PreparedData",
     "Ragged",
+    "RankingPolicy",
     "Recommendation",
     "Recommender",
     "SlatePolicy",
@@ -47,10 +49,12 @@ __all__ = [
     "__version__",
     "build_tokenizer",
     "compare_policies",
+    "continue_sft",
     "create_policy",
     "crossfit",
     "evaluate",
     "evaluate_oracle",
+    "fine_tune",
     "grpo",
     "hit_rate",
     "load_params",
@@ -60,7 +64,6 @@ __all__ = [
     "mrr",
     "ndcg",
     "paired_bootstrap",
-    "popularity_scorer",
     "ppo",
     "prepare",
     "sft",
@@ -68,7 +71,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "api": ("Trained", "crossfit", "grpo", "ppo", "sft"),
+    "api": ("Trained", "continue_sft", "crossfit", "fine_tune", "grpo", "ppo", "sft"),
     "data.dataset": ("PreparedData", "Ragged", "load_prepared"),
     "data.prepare": ("prepare",),
     "data.vocabulary": ("build_tokenizer",),
@@ -76,12 +79,12 @@ _MODULES = {
     "evaluation.bootstrap": ("Interval", "paired_bootstrap"),
     "evaluation.compare": ("compare_policies",),
     "evaluation.protocols": ("Evaluation", "evaluate", "evaluate_oracle"),
-    "evaluation.scorers": ("popularity_scorer",),
     "metrics": ("hit_rate", "mrr", "ndcg", "slate_gains"),
     "model.create": ("create_policy",),
-    "model.crossfit_embeddings": ("LeaveOutEmbeddings",),
+    "model.crossfit_embeddings": ("CrossfitEmbeddings",),
     "model.load": ("load_policy",),
     "model.policy": ("SlatePolicy",),
+    "model.ranking": ("PopularityPolicy", "RankingPolicy"),
     "params": ("Params",),
     "serve.recommender": ("Recommendation", "Recommender", "load_recommender"),
     "settings": ("load_params",),

@@ -4,7 +4,8 @@ DVC reruns a stage when a listed parameter or file changes. What a stage uses bu
 what it lists but does not use retrains for nothing. Both are found here without importing anything:
 
 - settings: the attributes that a script reads from `params` (`params.rl.k`, `params.sft`), against its `params:`
-- code: the modules of rl4rec, and those beside the script, that it imports, directly or not, against its `deps:`
+- code: the modules of rl4rec, and those beside the script, that it imports, directly or not, against its `deps:`; of
+  `rl4rec.api` what the functions use that the script calls
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ WITHOUT_INFLUENCE = (
     *(f"rl4rec/{name}.py" for name in ("_io", "_console", "_process", "_stage")),
     "rl4rec/ops/",
 )
+# Labels, colours and pairs: to a report an input, to all others names of arguments and of stages in messages.
+_TABLE, _REPORT = "rl4rec/algorithms.py", "rl4rec/report/"
+_API = "rl4rec.api"  # imports all stages: only what a script calls counts
+_API_FILE = "rl4rec/api.py"
+_TRACKED_RUNS = ("stage_run", "training_run")  # may be handed all of `params`: what they log is no output
 _UNTRACKED = ("tracking",)  # sections that change no output
 # What an algorithm reads of the algorithms' sections when it is handed all of `rl`: its own, the control GRPO's too.
 _OWN = {name: {name} for name in ALGORITHMS} | {"sft_continued": {"sft_continued", "grpo"}}
@@ -50,8 +56,8 @@ def check_dvc(root: Path) -> list[str]:
         variant = name.partition("@")[2]
         deps = [str(dep) for dep in stage.get("deps", [])]
         for dep in deps:
-            inside_out = any(Path(dep).is_relative_to(out) for out in made)
-            if not inside_out and not (root / dep).exists():
+            of_a_stage = any(Path(dep).is_relative_to(out) or Path(out).is_relative_to(dep) for out in made)
+            if not of_a_stage and not (root / dep).exists():
                 problems.append(
                     f"dvc.yaml: {name}: the dependency '{dep}' is neither a file nor another stage's output"
                 )
@@ -73,13 +79,48 @@ def imported_modules(root: Path, script: Path) -> set[str]:
     waiting = [script]
     while waiting:
         path = waiting.pop()
-        for module in _imports(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if path == root / _API_FILE:
+            continue  # what is used of it has been added with the script
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        modules = set(_imports(tree))
+        if _API in modules:
+            modules = modules - {_API} | _used_of_api(root, tree)
+        for module in modules:
             for file in _module_files(root, script.parent, module):
                 relative = file.relative_to(root).as_posix()
                 if relative not in found and not relative.startswith(WITHOUT_INFLUENCE):
                     found.add(relative)
                     waiting.append(file)
     return found
+
+
+def _used_of_api(root: Path, script: ast.Module) -> set[str]:
+    """Modules behind what a script takes from `rl4rec.api`; the api itself if a part of that is written there."""
+    taken = {
+        node.attr
+        for node in ast.walk(script)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "api"
+    }
+    path = root / _API_FILE
+    written: dict[str, ast.AST] = {}
+    imported: dict[str, str] = {}
+    for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
+        match node:
+            case ast.ImportFrom(module=str(module), names=names):
+                imported |= {alias.asname or alias.name: module for alias in names}
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                written[name] = node
+            case ast.Assign(targets=[ast.Name(id=name)]):
+                written[name] = node
+    used: set[str] = set()
+    while taken:
+        name = taken.pop()
+        used.add(name)
+        if name in written:
+            inside = list(ast.walk(written[name]))
+            parameters = {node.arg for node in inside if isinstance(node, ast.arg)}  # may have a function's name
+            taken |= {node.id for node in inside if isinstance(node, ast.Name)} - parameters - used
+    return {imported[name] for name in used if name in imported} | ({_API} if used & written.keys() else set())
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
@@ -116,16 +157,15 @@ def _compare_code(root: Path, name: str, script: Path, deps: list[str]) -> Itera
         return
     needed = {script.relative_to(root).as_posix(), *imported_modules(root, script)}
     needed = {file for file in needed if _has_code(root / file)}
-    listed: set[str] = set()
-    for dep in deps:
-        if (root / dep).is_dir() and dep.startswith(("rl4rec", "pipelines")):
-            listed |= {f.relative_to(root).as_posix() for f in (root / dep).rglob("*.py") if _has_code(f)}
-        elif dep.endswith(".py"):
-            listed.add(dep)
-    for file in sorted(needed - listed):
-        yield f"dvc.yaml: {name}: add '{file}' to deps: {script.name} imports it"
-    for file in sorted(listed - needed):
-        yield f"dvc.yaml: {name}: '{file}' in deps is not imported by {script.name}"
+    if not any(file.startswith(_REPORT) for file in needed):
+        needed.discard(_TABLE)
+    listed = {dep for dep in deps if dep.startswith(("rl4rec/", "pipelines/"))}
+    for file in sorted(needed):
+        if not any(Path(file).is_relative_to(dep) for dep in listed):
+            yield f"dvc.yaml: {name}: add '{file}' or its package to deps: {script.name} uses it"
+    for dep in sorted(listed):
+        if not any(Path(file).is_relative_to(dep) for file in needed):
+            yield f"dvc.yaml: {name}: '{dep}' in deps is not used by {script.name}"
 
 
 def _has_code(file: Path) -> bool:
@@ -141,7 +181,7 @@ def params_read(script: Path) -> set[str]:
     """Dotted names of what a script reads from `params`, e.g. `{"rl", "policy.mask_seen"}`.
 
     Raises:
-        UserError: the script hands all of `params` to something other than `stage_run`.
+        UserError: the script hands all of `params` to something other than the tracked run.
     """
     tree = ast.parse(script.read_text(encoding="utf-8"), str(script))
     inner = {node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute)}  # `params.rl` of `params.rl.k`
@@ -151,7 +191,7 @@ def params_read(script: Path) -> set[str]:
             chain = _chain(node)
             if chain and chain[0] == "params" and len(chain) > 1:
                 read.add(".".join(_fields(chain[1:])))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") != "stage_run":
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") not in _TRACKED_RUNS:
             given = [*node.args, *(keyword.value for keyword in node.keywords)]
             if any(isinstance(value, ast.Name) and value.id == "params" for value in given):
                 raise UserError(

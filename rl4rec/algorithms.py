@@ -10,6 +10,7 @@ from dataclasses import dataclass
 BASELINE = "popularity"  # nothing is trained; far below all others, so that plots leave it out
 START = "sft"  # what RL starts from
 SHOWN = "grpo"  # the RL algorithm that stands for all of them where a single one is shown
+CONTROL = "sft_continued"  # the same updates as cross-entropy
 ORACLE = "oracle"  # the truth of simulated data; the comparison evaluates it
 
 
@@ -26,7 +27,7 @@ class Policy:
         phrase: its name in the question "Is RL better than ...?"; None: the label.
         stage: the DVC stage that trains it; None: nothing is trained.
         compared_with: keys of the policies that the report subtracts from it.
-        trainer: of an RL algorithm, `module:class`.
+        trainer: what trains it on RL's prompts, `module:class`; `rl4rec.api` imports it when it is used.
         lower: settings to lower when its stage runs out of memory, most effective first.
     """
 
@@ -40,6 +41,11 @@ class Policy:
     compared_with: tuple[str, ...] = ()
     trainer: str | None = None
     lower: tuple[str, ...] = ()
+
+    @property
+    def is_rl(self) -> bool:
+        """Whether RL trains it: a variant of the stage `rl`."""
+        return self.stage is not None and self.stage.startswith("rl@")
 
 
 # In the order of the report.
@@ -61,13 +67,14 @@ POLICIES: tuple[Policy, ...] = (
         lower=("sft.batch_size", "policy.max_history", "sft.target_window"),
     ),
     Policy(
-        key="sft_continued",
+        key=CONTROL,
         label="SFT continued",
         colour="#2b97ad",
         meaning="The control: SFT, with GRPO's updates spent on more cross-entropy.",
         phrase="more SFT, the control",
         stage="sft_continued",
         compared_with=("sft",),
+        trainer="rl4rec.train.continued:ContinuedSFTTrainer",
         lower=("rl.grpo.batch_size", "policy.max_history"),
     ),
     Policy(
@@ -114,7 +121,7 @@ def get_policy(key: str) -> Policy:
 
 def rl_algorithms() -> tuple[Policy, ...]:
     """The policies that RL trains."""
-    return tuple(policy for policy in POLICIES if policy.trainer is not None)
+    return tuple(policy for policy in POLICIES if policy.is_rl)
 
 
 def trained_keys() -> tuple[str, ...]:
@@ -142,7 +149,7 @@ def pairs() -> tuple[tuple[Policy, Policy], ...]:
 
     def place(pair: tuple[Policy, Policy]) -> tuple[bool, bool, bool, int]:
         first, second = pair
-        return second.key == BASELINE, second.trainer is not None, first.trainer is None, POLICIES.index(second)
+        return second.key == BASELINE, second.is_rl, not first.is_rl, POLICIES.index(second)
 
     return tuple(sorted(found, key=place))
 

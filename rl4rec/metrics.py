@@ -130,6 +130,16 @@ def mrr(ranks: Tensor, *, k: int) -> Tensor:
     return rank_gains(ranks, k=k, metric="mrr")
 
 
+def slate_hits(slates: Tensor, targets: Tensor) -> Tensor:
+    """Whether each slate holds its target, (...) bool.
+
+    Args:
+        slates: (..., k) item ids.
+        targets: (...) or broadcastable to it, the held-out item.
+    """
+    return (slates == targets.unsqueeze(-1)).any(-1)
+
+
 def slate_gains(
     slates: Tensor,
     targets: Tensor,

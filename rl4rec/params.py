@@ -46,6 +46,9 @@ Rate = Annotated[Float, Field(gt=0, le=1)]
 Seed = Annotated[Int, Field(ge=0, lt=2**32)]
 
 
+Feedback = Literal["training", "latest"]
+
+
 class Section(BaseModel):
     """Base of every section: frozen, and unknown keys are errors."""
 
@@ -131,11 +134,20 @@ class PolicyParams(Section):
 # --- sft -----------------------------------------------------------------------------------------
 
 
-class SFTParams(Section):
+class UpdateParams(Section):
+    """What every training has in common."""
+
+    learning_rate: Rate
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    max_grad_norm: Annotated[Float, Field(gt=0)] = 1.0
+    seed: Seed = 0
+
+
+class SFTParams(UpdateParams):
     """Supervised warm start: next-item cross-entropy."""
 
     init: Literal["fresh", "champion"] = "fresh"
-    feedback: Literal["training", "latest"] = "training"
+    feedback: Feedback = "training"
     num_epochs: Annotated[Float, Field(gt=0, le=100_000)] = 24
     max_steps: Positive | None = None
     batch_size: Positive = 256
@@ -190,52 +202,47 @@ class LoraParams(Section):
 
     r: Annotated[Int, Field(ge=1, le=512)] = 8
     alpha: Annotated[Int, Field(ge=1)] = 16
-    dropout: Probability = 0.0
 
 
 class CrossfitParams(Section):
-    """Leave-out item embeddings, so that RL's feedback is on targets that the policy has not memorised."""
+    """Cross-fitted item embeddings, so that RL's feedback is on targets that the policy has not memorised."""
 
     split_points: Annotated[Int, Field(ge=0, le=8)] = 2
     num_epochs: Annotated[Float, Field(gt=0, le=100_000)] = 16
     seed: Seed = 0
 
 
-class UpdateParams(Section):
-    """What every algorithm that trains on RL's prompts has in common."""
-
-    learning_rate: Rate
-    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    max_grad_norm: Annotated[Float, Field(gt=0)] = 1.0
-    seed: Seed = 0
-
-
-class AlgorithmParams(UpdateParams):
-    """What PPO and GRPO have in common."""
+class RolloutParams(UpdateParams):
+    """What algorithms that draw slates have in common."""
 
     batch_size: Positive
+    num_sample_generations: Annotated[Int, Field(ge=1, le=1024)] = 1
     gradient_accumulation_steps: Positive = 1
     num_epochs: Annotated[Float, Field(gt=0, le=100_000)] | None = None
     max_steps: Positive | None = None
     temperature: Annotated[Float, Field(gt=0, le=100)] = 0.3
-    kl_coef: Annotated[Float, Field(ge=0)] = 0.0
-    entropy_coef: Annotated[Float, Field(ge=0)] = 0.0
+
+    @property
+    def slates_per_step(self) -> int:
+        """Effective batch: prompts x generations x accumulation."""
+        return self.batch_size * self.num_sample_generations * self.gradient_accumulation_steps
 
 
-class PPOParams(AlgorithmParams):
+class PPOParams(RolloutParams):
     """Proximal policy optimisation (Schulman et al. 2017)."""
 
     learning_rate: Rate = 3e-5
     batch_size: Positive = 1024
-    num_sample_generations: Annotated[Int, Field(ge=1, le=1024)] = 1
     mini_batch_size: Positive = 512
     ppo_epochs: Annotated[Int, Field(ge=1, le=100)] = 2
     clip_range: Annotated[Float, Field(gt=0, lt=1)] = 0.2
     clip_range_value: Annotated[Float, Field(gt=0)] | None = 0.2
     value_coef: Annotated[Float, Field(ge=0)] = 0.5
     value_learning_rate: Rate = 5e-3
+    kl_coef: Annotated[Float, Field(ge=0)] = 0.0
     kl_control: Literal["fixed", "adaptive"] = "fixed"
     kl_target: Annotated[Float, Field(gt=0)] = 0.05
+    entropy_coef: Annotated[Float, Field(ge=0)] = 0.0
     advantage: Literal["gae", "bandit"] = "gae"
     gamma: Annotated[Float, Field(ge=0, le=1)] = 1.0
     lam: Annotated[Float, Field(ge=0, le=1)] = 0.95
@@ -249,28 +256,21 @@ class PPOParams(AlgorithmParams):
             )
         return self
 
-    @property
-    def slates_per_step(self) -> int:
-        """Effective batch: prompts x generations x accumulation."""
-        return self.batch_size * self.num_sample_generations * self.gradient_accumulation_steps
 
-
-class GRPOParams(AlgorithmParams):
-    """Group relative policy optimisation (Shao et al. 2024) on TRL's GRPOTrainer."""
+class GRPOParams(RolloutParams):
+    """Group relative policy optimisation (Shao et al. 2024)."""
 
     learning_rate: Rate = 1e-4
     batch_size: Positive = 128
     num_sample_generations: Annotated[Int, Field(ge=2, le=1024)] = 8
     num_iterations: Annotated[Int, Field(ge=1, le=100)] = 1
-    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"] = "dr_grpo"
+    loss_type: Literal["grpo", "cispo"] = "grpo"
     scale_rewards: Literal["group", "batch", "none"] = "none"
     clip_range: Annotated[Float, Field(gt=0, lt=1)] = 0.2
     clip_range_high: Annotated[Float, Field(gt=0)] | None = None
-
-    @property
-    def slates_per_step(self) -> int:
-        """Effective batch: prompts x generations x accumulation."""
-        return self.batch_size * self.num_sample_generations * self.gradient_accumulation_steps
+    cispo_max_ratio: Annotated[Float, Field(gt=1, le=1000)] = 5.0
+    kl_coef: Annotated[Float, Field(ge=0)] = 0.0
+    entropy_coef: Annotated[Float, Field(ge=0)] = 0.0
 
 
 class ContinuedParams(UpdateParams):
@@ -282,7 +282,7 @@ class ContinuedParams(UpdateParams):
 class RLParams(Section):
     """Fine-tuning on the metric: what all algorithms share, then one section each."""
 
-    feedback: Literal["training", "latest"] = "training"
+    feedback: Feedback = "training"
     crossfit: CrossfitParams = CrossfitParams()
 
     reward_type: Literal["ndcg", "hit", "mrr", "mixed", "custom"] = "ndcg"
@@ -291,7 +291,6 @@ class RLParams(Section):
     candidates: CandidateParams = CandidateParams()
     trainable: Literal["all", "body", "lora"] = "body"
     lora: LoraParams = LoraParams()
-    dropout: bool = False
     sft_coef: Annotated[Float, Field(ge=0)] = 0.0
     num_slates: Positive = 204_800
     weight_decay: Annotated[Float, Field(ge=0)] = 0.01

@@ -1,8 +1,12 @@
-"""Training from Python: the weights of the pipeline's stages, and what is refused."""
+"""Training from Python: the weights and logs of the pipeline's stages, callbacks, resuming, and what is refused."""
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,15 +14,21 @@ import yaml
 from torch import Tensor
 
 import rl4rec
+from rl4rec import api
 from rl4rec.data.dataset import PreparedData
+from rl4rec.model.crossfit_embeddings import FILE, CrossfitEmbeddings
 from rl4rec.ops.workspace import make_workspace, merge_settings
 from rl4rec.params import Params
 from rl4rec.settings import load_params
 from tests.graph import ROOT, TINY
 from tests.ops.sweep.test_stages import run_script
-from tests.train.helpers import same_weights, weights
+from tests.train.helpers import Interrupted, measured, raises_interrupted, same_weights, weights
 
 pytestmark = pytest.mark.slow
+
+TRAININGS = ("sft", "ppo", "grpo", "continue_sft")
+Row = dict[str, float]
+Train = Callable[..., rl4rec.Trained]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +38,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = folder.with_name("overrides.yaml")
     overrides.write_text(yaml.safe_dump(merge_settings(TINY, {"tracking": {"enabled": False}})))
     make_workspace(ROOT, folder, overrides)
-    for name in ("fingerprint", "prepare", "sft", "crossfit"):
+    for name in ("fingerprint", "prepare", "sft", "crossfit", "sft_continued"):
         run_script(folder, name)
     for variant in ("ppo", "grpo"):
         run_script(folder, "rl", variant)
@@ -50,29 +60,75 @@ def warm(data: PreparedData, params: Params) -> rl4rec.Trained:
     return rl4rec.sft(data, params.policy, params.sft)
 
 
+@pytest.fixture(scope="module")
+def tables(data: PreparedData, params: Params, warm: rl4rec.Trained) -> CrossfitEmbeddings:
+    found = rl4rec.crossfit(warm, data, params.sft, params.rl.crossfit)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def train(data: PreparedData, params: Params, warm: rl4rec.Trained, tables: CrossfitEmbeddings) -> Train:
+    """Train by the name of the function."""
+
+    def call(name: str, **more: Any) -> rl4rec.Trained:
+        if name == "sft":
+            return api.sft(data, params.policy, params.sft, **more)
+        trained: rl4rec.Trained = getattr(api, name)(warm, data, params.rl, crossfit=tables, **more)
+        return trained
+
+    return call
+
+
+def log_of(shop: Path, stage: str) -> list[Row]:
+    """What a stage has logged, without clocks."""
+    return measured([json.loads(line) for line in (shop / f"logs/{stage}.jsonl").read_text().splitlines()])
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"), [("sft", "sft"), ("ppo", "ppo"), ("grpo", "grpo"), ("continue_sft", "sft_continued")]
+)
 def test_the_weights_and_the_log_are_those_of_the_stages(
+    name: str, stage: str, shop: Path, params: Params, train: Train, tmp_path: Path
+) -> None:
+    trained = train(name)
+    trained.save(tmp_path / name)
+    assert same_weights(tmp_path / name, shop / "models" / stage)
+    assert same_weights(trained.policy, shop / "models" / stage)
+    assert measured(trained.log) == log_of(shop, stage)
+    assert trained.log[-1]["summary"]
+    if name != "sft":
+        assert not same_weights(trained.policy, shop / "models/sft")
+        assert next(row["step"] for row in trained.log if f"valid/full/ndcg@{params.rl.k}" in row) == 0
+        prompts = params.rl.num_slates // params.rl.grpo.num_sample_generations
+        assert trained.log[-1]["samples"] == (prompts if name == "continue_sft" else params.rl.num_slates)
+
+
+def test_the_tables_and_their_log_are_those_of_the_stage(
     shop: Path, data: PreparedData, params: Params, warm: rl4rec.Trained, tmp_path: Path
 ) -> None:
-    warm.save(tmp_path / "models/sft")
-    assert same_weights(tmp_path / "models/sft", shop / "models/sft")
-    leave_out = rl4rec.crossfit(warm, data, params.sft, params.rl)
-    assert leave_out is not None
-    leave_out.save(tmp_path)
-    name = "leave_out.safetensors"
-    assert (tmp_path / name).read_bytes() == (shop / "models/crossfit" / name).read_bytes()
-    for algorithm, start in (("ppo", warm), ("grpo", shop / "models/sft")):
-        tuned = getattr(rl4rec, algorithm)(start, data, params.rl, leave_out=leave_out)
-        tuned.save(tmp_path / algorithm)
-        assert same_weights(tmp_path / algorithm, shop / "models" / algorithm)
-        assert not same_weights(tmp_path / algorithm, shop / "models/sft")
-        assert next(row["step"] for row in tuned.log if f"valid/full/ndcg@{params.rl.k}" in row) == 0
-        assert tuned.log[-1]["summary"] and tuned.log[-1]["samples"] == params.rl.num_slates
+    rows: list[Row] = []
+    found = rl4rec.crossfit(warm, data, params.sft, params.rl.crossfit, on_log=rows.append)
+    assert found is not None
+    found.save(tmp_path)
+    assert (tmp_path / FILE).read_bytes() == (shop / "models/crossfit" / FILE).read_bytes()
+    assert measured(rows) == log_of(shop, "crossfit")
+    assert {row["table"] for row in rows} == {0, 1}
+
+
+def test_a_folder_is_as_good_a_start_as_a_policy_and_neither_is_changed(
+    shop: Path, data: PreparedData, params: Params, warm: rl4rec.Trained, tables: CrossfitEmbeddings, train: Train
+) -> None:
+    before = {name: weight.clone() for name, weight in warm.policy.state_dict().items()}
+    from_folder = rl4rec.grpo(shop / "models/sft", data, params.rl, crossfit=tables)
+    assert same_weights(from_folder.policy, train("grpo").policy)
     after = warm.policy.state_dict()
-    assert all(torch.equal(after[key], value) for key, value in weights(tmp_path / "models/sft").items())
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert all(torch.equal(after[name], weight) for name, weight in weights(shop / "models/sft").items())
 
 
 def test_a_saved_policy_is_one_of_the_pipelines(
-    shop: Path, data: PreparedData, params: Params, warm: rl4rec.Trained, tmp_path: Path
+    shop: Path, data: PreparedData, warm: rl4rec.Trained, tmp_path: Path
 ) -> None:
     warm.save(tmp_path / "sft")
     warm.save(str(tmp_path / "sft"))  # again, in its place
@@ -81,6 +137,120 @@ def test_a_saved_policy_is_one_of_the_pipelines(
     recommender = rl4rec.load_recommender(tmp_path / "sft", data.folder / "items.parquet")
     (listed,) = recommender.recommend([data.item_ids[:2]], k=3)
     assert len(listed.items) == 3 and not set(listed.items) & set(data.item_ids[:2])
+
+
+def test_what_adapters_have_learned_is_in_the_policy(
+    data: PreparedData, params: Params, warm: rl4rec.Trained, tables: CrossfitEmbeddings, tmp_path: Path
+) -> None:
+    rl = params.rl.model_copy(update={"trainable": "lora"})
+    torch.manual_seed(99)  # what was drawn before is no part of it
+    adapted = rl4rec.grpo(warm, data, rl, crossfit=tables)
+    assert same_weights(adapted.policy, rl4rec.grpo(warm, data, rl, crossfit=tables).policy)
+    before, after = weights(warm.policy), weights(adapted.policy)
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and not any("wte" in name for name in changed)
+    assert all(weight.requires_grad for weight in adapted.policy.parameters()) and not adapted.policy.training
+    adapted.save(tmp_path / "adapted")
+    assert same_weights(adapted.policy, tmp_path / "adapted")
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_callback_gets_the_rows_of_the_log(name: str, train: Train) -> None:
+    rows: list[Row] = []
+    trained = train(name, on_log=rows.append)
+    assert rows == trained.log
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(steps) and "summary" in rows[-1]
+
+
+@pytest.mark.parametrize(("name", "validated"), [("sft", [6]), ("ppo", [0, 2]), ("grpo", [0, 2])])
+def test_a_validation_may_stop_the_training(name: str, validated: list[int], params: Params, train: Train) -> None:
+    seen: list[tuple[int, dict[str, float]]] = []
+
+    def on_validation(step: int, metrics: dict[str, float]) -> bool | None:
+        seen.append((step, dict(metrics)))
+        return step > 0 or None
+
+    trained = train(name, on_validation=on_validation)
+    assert [step for step, _ in seen] == validated
+    assert trained.log[-1]["steps"] == validated[-1]
+    key = f"valid/full/ndcg@{10 if name == 'sft' else params.rl.k}"
+    logged = [row[key] for row in trained.log if key in row]
+    assert logged == [metrics[key] for _, metrics in seen]
+
+
+def break_off(step: int, *, table: int | None = None) -> Callable[[Row], None]:
+    def on_log(row: Row) -> None:
+        if (row["step"], row.get("table")) == (step, table) and "train/loss" in row:
+            raise Interrupted
+
+    return on_log
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "kept"),
+    [("sft", 7, ["6"]), ("ppo", 5, ["2", "4"]), ("grpo", 3, ["2"]), ("continue_sft", 3, ["2"])],
+)
+def test_an_interrupted_training_goes_on_to_the_same_weights(
+    name: str, step: int, kept: list[str], train: Train, tmp_path: Path
+) -> None:
+    whole = train(name)
+    assert raises_interrupted(lambda: train(name, checkpoints=tmp_path, on_log=break_off(step)))
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [f"checkpoint-{number}" for number in kept]
+    rows: list[Row] = []
+    resumed = train(name, checkpoints=tmp_path, on_log=rows.append)
+    assert same_weights(whole.policy, resumed.policy)
+    assert rows == resumed.log and measured(resumed.log) == measured(whole.log)
+
+
+def test_interrupted_tables_go_on_to_the_same_numbers(
+    data: PreparedData, params: Params, warm: rl4rec.Trained, tables: CrossfitEmbeddings, tmp_path: Path
+) -> None:
+    def fit(on_log: Callable[[Row], None]) -> CrossfitEmbeddings | None:
+        return rl4rec.crossfit(warm, data, params.sft, params.rl.crossfit, checkpoints=tmp_path, on_log=on_log)
+
+    assert raises_interrupted(lambda: fit(break_off(12, table=1)))
+    resumed = fit(lambda row: None)
+    assert resumed is not None and resumed.digest() == tables.digest()
+
+
+def test_checkpoints_of_other_settings_are_not_used(
+    data: PreparedData, params: Params, warm: rl4rec.Trained, tables: CrossfitEmbeddings, tmp_path: Path
+) -> None:
+    def tune(rate: float, **more: Any) -> rl4rec.Trained:
+        rl = params.rl.model_copy(update={"grpo": params.rl.grpo.model_copy(update={"learning_rate": rate})})
+        return rl4rec.grpo(warm, data, rl, crossfit=tables, **more)
+
+    assert raises_interrupted(lambda: tune(1e-2, checkpoints=tmp_path, on_log=break_off(3)))
+    assert same_weights(tune(1e-3, checkpoints=tmp_path).policy, tune(1e-3).policy)
+
+
+@pytest.mark.parametrize("name", [*TRAININGS, "crossfit"])
+def test_without_checkpoints_no_file_is_written(
+    name: str,
+    data: PreparedData,
+    params: Params,
+    warm: rl4rec.Trained,
+    train: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for folder in ("here", "temporary"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a temporary file")
+
+    for function in ("mkdtemp", "mkstemp", "TemporaryDirectory", "NamedTemporaryFile"):
+        monkeypatch.setattr(tempfile, function, refuse)
+    if name == "crossfit":
+        rl4rec.crossfit(warm, data, params.sft, params.rl.crossfit)
+    else:
+        train(name)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["here", "temporary"]
 
 
 def test_a_function_is_reward_enough(data: PreparedData, params: Params, warm: rl4rec.Trained) -> None:
@@ -96,11 +266,17 @@ def test_a_function_is_reward_enough(data: PreparedData, params: Params, warm: r
     assert [row["train/reward"] for row in tuned.log if "train/reward" in row] == [5.0] * 4
 
 
-def test_what_is_refused(shop: Path, data: PreparedData, params: Params, warm: rl4rec.Trained, tmp_path: Path) -> None:
-    with pytest.raises(rl4rec.UserError, match=r"split_points is 2, but leave_out has 0 tables: hand over what"):
+def test_what_is_refused(data: PreparedData, params: Params, warm: rl4rec.Trained, tmp_path: Path) -> None:
+    with pytest.raises(rl4rec.UserError, match=r"split_points is 2, but crossfit has 0 tables: hand over what"):
         rl4rec.ppo(warm, data, params.rl)
     champion = params.sft.model_copy(update={"init": "champion"})
     with pytest.raises(rl4rec.UserError, match=r"sft\.init: champion"):
         rl4rec.sft(data, params.policy, champion)
     with pytest.raises(rl4rec.UserError, match=r"nowhere/config\.json"):
-        rl4rec.crossfit(tmp_path / "nowhere", data, params.sft, params.rl)
+        rl4rec.crossfit(tmp_path / "nowhere", data, params.sft, params.rl.crossfit)
+
+
+def test_data_introduces_itself_in_a_line(data: PreparedData) -> None:
+    said = repr(data)
+    assert "\n" not in said and len(said) < 100 + len(str(data.folder))
+    assert f"{len(data.users)} users" in said and f"{data.num_items} items" in said

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rl4rec._dvc import check_dvc, imported_modules, params_read
+from rl4rec._dvc import check_dvc, dvc_stages, imported_modules, params_read
 from rl4rec.errors import UserError
 from rl4rec.params import Params
 
 ROOT = Path(__file__).parents[1]
+EVALUATED = ("popularity", "sft", "sft_continued", "ppo", "grpo")
 
 TRAIN = """
 from rl4rec.core import model
@@ -100,13 +101,13 @@ def test_modules_beside_the_script_are_followed_and_must_be_listed(project: Path
     beside = {"pipelines/reward.py", "pipelines/table.py", "rl4rec/unrelated.py"}
     assert imported_modules(project, project / "pipelines/train.py") >= beside
     assert check_dvc(project) == [
-        f"dvc.yaml: train@{variant}: add '{file}' to deps: train.py imports it"
+        f"dvc.yaml: train@{variant}: add '{file}' or its package to deps: train.py uses it"
         for variant in ("ppo", "grpo")
         for file in sorted(beside)
     ]
     edit(project, "dvc.yaml", "input.csv", ", ".join([*sorted(beside), "input.csv"]))
     edit(project, "dvc.yaml", "pipelines/show.py, ", "pipelines/show.py, pipelines/reward.py, ")
-    assert check_dvc(project) == ["dvc.yaml: show@a: 'pipelines/reward.py' in deps is not imported by show.py"]
+    assert check_dvc(project) == ["dvc.yaml: show@a: 'pipelines/reward.py' in deps is not used by show.py"]
 
 
 def test_modules_without_influence_are_neither_listed_nor_followed(project: Path) -> None:
@@ -115,10 +116,69 @@ def test_modules_without_influence_are_neither_listed_nor_followed(project: Path
     assert check_dvc(project) == []
 
 
-def test_imports_of_modules_without_influence_are_not_followed(project: Path) -> None:
-    (project / "rl4rec/_stage.py").write_text("from rl4rec import unrelated\n")
-    assert "rl4rec/unrelated.py" not in imported_modules(project, project / "pipelines/train.py")
+API = """
+from rl4rec.core.model import fit
+from rl4rec.lazy import x as looked_up
+from rl4rec.unrelated import other
+
+__all__ = ["fit", "train", "other_stage"]
+DEFAULT = looked_up
+
+def train(fit):
+    return fit, _helper()
+
+def other_stage():
+    return other
+
+def _helper():
+    return DEFAULT
+"""
+
+
+@pytest.mark.parametrize(
+    ("called", "needed"),
+    [
+        ("train", {"rl4rec/api.py", "rl4rec/lazy.py"}),  # through its helper; its parameter `fit` is not the import
+        ("fit", {"rl4rec/core/__init__.py", "rl4rec/core/model.py", "rl4rec/lazy.py"}),  # handed on, not written there
+        ("other_stage", {"rl4rec/api.py", "rl4rec/unrelated.py"}),
+    ],
+)
+def test_of_the_api_only_what_the_script_calls_is_followed(project: Path, called: str, needed: set[str]) -> None:
+    (project / "rl4rec/api.py").write_text(API)
+    script = project / "pipelines/show.py"
+    script.write_text(f"from rl4rec import api\napi.{called}()\n")
+    assert imported_modules(project, script) == needed
+
+
+def test_a_whole_package_may_be_listed_if_something_of_it_is_used(project: Path) -> None:
+    edit(project, "dvc.yaml", "rl4rec/core/model.py, rl4rec/lazy.py", "rl4rec/core, rl4rec/lazy.py")
+    (project / "rl4rec/core/unused.py").write_text("x = 1\n")
     assert check_dvc(project) == []
+    (project / "rl4rec/empty").mkdir()
+    (project / "rl4rec/empty/unused.py").write_text("x = 1\n")
+    edit(project, "dvc.yaml", "rl4rec/core,", "rl4rec/core, rl4rec/empty,")
+    assert check_dvc(project)[0] == "dvc.yaml: train@ppo: 'rl4rec/empty' in deps is not used by train.py"
+
+
+def test_a_folder_that_other_stages_fill_may_be_a_dependency(project: Path) -> None:
+    edit(project, "dvc.yaml", '"${item.model}"', "models")
+    assert check_dvc(project) == []
+
+
+@pytest.mark.parametrize(
+    ("edited", "reruns"),
+    [
+        ("rl4rec/train/ppo.py", {"sft", "crossfit", "rl@ppo", "rl@grpo", "sft_continued"}),
+        ("rl4rec/report/plots.py", {"compare"}),
+        ("rl4rec/evaluation/compare.py", {"compare", *(f"evaluate@{key}" for key in EVALUATED)}),
+        ("rl4rec/data/ingest.py", {"prepare"}),
+        ("rl4rec/ops/tracking/run.py", set()),
+    ],
+)
+def test_what_an_edit_reruns(edited: str, reruns: set[str]) -> None:
+    stages = dvc_stages(ROOT)
+    found = {name for name, stage in stages for dep in stage.get("deps", []) if Path(edited).is_relative_to(dep)}
+    assert found == reruns
 
 
 def test_settings_that_a_script_reads(project: Path) -> None:
@@ -128,12 +188,17 @@ def test_settings_that_a_script_reads(project: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "problem"),
     [
-        ("dvc.yaml", ", rl4rec/lazy.py", "", "train@ppo: add 'rl4rec/lazy.py' to deps: train.py imports it"),
+        (
+            "dvc.yaml",
+            ", rl4rec/lazy.py",
+            "",
+            "train@ppo: add 'rl4rec/lazy.py' or its package to deps: train.py uses it",
+        ),
         (
             "dvc.yaml",
             "rl4rec/lazy.py",
             "rl4rec/lazy.py, rl4rec/unrelated.py",
-            "train@grpo: 'rl4rec/unrelated.py' in deps is not imported by train.py",
+            "train@grpo: 'rl4rec/unrelated.py' in deps is not used by train.py",
         ),
         ("dvc.yaml", "input.csv", "absent.csv", "train@ppo: the dependency 'absent.csv' is neither a file nor"),
         ("dvc.yaml", "model: models/ppo", "model: models/dpo", "show@a: the dependency 'models/dpo' is neither"),
@@ -148,7 +213,7 @@ def test_settings_that_a_script_reads(project: Path) -> None:
             "pipelines/shows.py ${key}",
             "the script 'pipelines/shows.py' does not",
         ),
-        ("params.yaml", "    loss_type: dr_grpo\n", "", "params.yaml: 'rl.grpo.loss_type' is missing"),
+        ("params.yaml", "    loss_type: grpo\n", "", "params.yaml: 'rl.grpo.loss_type' is missing"),
         ("pipelines/train.py", "params.policy.dropout", "params.sft.seed", "train@ppo: add 'sft.seed'"),
     ],
 )

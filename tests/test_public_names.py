@@ -35,8 +35,8 @@ own: GainsFunction = gains
 params: Params = load_params("params.yaml")
 data: PreparedData = prepare(params.data, Path("prepared"))
 warm: Trained = rl4rec.sft(data, params.policy, params.sft)
-tuned: Trained = rl4rec.grpo(warm, data, params.rl, leave_out=None, own_reward=own)
-metrics = rl4rec.evaluate("grpo", tuned.policy.factors, data, params.evaluate).metrics
+tuned: Trained = rl4rec.grpo(warm, data, params.rl, crossfit=None, own_reward=own)
+metrics = rl4rec.evaluate("grpo", tuned.policy, data, params.evaluate).metrics
 top: list[str] = rl4rec.load_recommender(Path("m"), Path("i")).recommend([["a"]], k=3)[0].items
 reveal_type(rl4rec.paired_bootstrap)
 rl4rec.grop  # error: a typo is found

@@ -1,6 +1,6 @@
 """The item vocabulary as a Hugging Face tokenizer: one item, one token.
 
-Special tokens are [PAD]=0 [UNK]=1 [BOS]=2 [EOS]=3 [SEP]=4; item i has id `ITEM_OFFSET + i`.
+Special tokens are [PAD]=0 [UNK]=1 [BOS]=2 [EOS]=3; item i has id `ITEM_OFFSET + i`.
 Text is item tokens joined by single spaces.
 """
 
@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]", "[SEP]")
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
 ITEM_OFFSET = len(SPECIAL_TOKENS)
 
 # '[' too: special tokens are recognised inside of words.
@@ -52,7 +52,6 @@ def build_tokenizer(item_ids: Sequence[str]) -> PreTrainedTokenizerFast:
         unk_token="[UNK]",
         bos_token="[BOS]",
         eos_token="[EOS]",
-        sep_token="[SEP]",
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )

@@ -26,7 +26,6 @@ from rl4rec.evaluation.negatives import Negatives, sample_negatives
 from rl4rec.evaluation.ranking import (
     BlockScorer,
     RankedFold,
-    Scorer,
     count_recommended,
     full_ranks,
     ranked_fold,
@@ -34,6 +33,7 @@ from rl4rec.evaluation.ranking import (
     sampled_ranks,
     score_blocks,
 )
+from rl4rec.model.ranking import RankingPolicy
 from rl4rec.params import EvaluateParams
 
 FOLDS: tuple[Fold, Fold] = ("valid", "test")
@@ -66,14 +66,13 @@ class Evaluation:
     slates: pl.DataFrame | None = None  # user_row int32, items list<int32>, see `slates_of`
 
 
-def evaluate(name: str, scorer: Scorer, data: PreparedData, params: EvaluateParams) -> Evaluation:
+def evaluate(name: str, policy: RankingPolicy, data: PreparedData, params: EvaluateParams) -> Evaluation:
     """All protocols on both folds.
 
     Args:
         name: of the policy, for the result.
-        scorer: of b histories (item indices, oldest first) the next-item scores (b, I) or their factors, such as
-            `policy.factors`. It gets whole histories (the validation item included in the test fold's) and truncates
-            by itself.
+        policy: encodes histories and scores the catalogue. It gets whole histories (the validation item included in
+            the test fold's) and truncates by itself.
         data: whose held-out items are ranked.
         params: the `evaluate` section.
 
@@ -84,7 +83,7 @@ def evaluate(name: str, scorer: Scorer, data: PreparedData, params: EvaluatePara
         UserError: a score is NaN, or nobody has a held-out item.
     """
     folds = [ranked_fold(data, fold) for fold in FOLDS]
-    return _evaluate(name, [(fold, fold.block_scorer(scorer)) for fold in folds], data, params)
+    return _evaluate(name, [(fold, fold.block_scorer(policy)) for fold in folds], data, params)
 
 
 def evaluate_oracle(data: PreparedData, params: EvaluateParams) -> Evaluation | None:

@@ -18,15 +18,11 @@ from torch import Tensor
 from rl4rec._console import Progress
 from rl4rec.data.dataset import Fold, IntArray, PreparedData, Ragged
 from rl4rec.errors import UserError
-from rl4rec.evaluation.negatives import distinct_rows
-from rl4rec.model.scores import Factors, top_k
+from rl4rec.model.ranking import RankingPolicy
+from rl4rec.model.scores import Scores, top_k
 
-Scorer = Callable[[Sequence[IntArray]], Tensor | Factors]
-"""Histories of b users (oldest item first) -> (b, I) next-item scores over the catalogue, seen items included; or
-their two factors, which are multiplied block by block."""
-
-BlockScorer = Callable[[int, int], Tensor | Factors]
-"""Scores of the users start..stop-1 of a fold, (stop - start, I), or their factors."""
+BlockScorer = Callable[[int, int], Tensor | Scores]
+"""Scores of the users start..stop-1 of a fold, (stop - start, I)."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +37,12 @@ class RankedFold:
     seen_by: IntArray  # (pairs,) place in the fold of the user of each entry of `seen.values`
     repeated: npt.NDArray[np.bool_]  # (u,) whether the user has seen the target before
 
-    def block_scorer(self, scorer: Scorer) -> BlockScorer:
-        """Feed the fold's histories to a scorer, block by block."""
+    def block_scorer(self, policy: RankingPolicy) -> BlockScorer:
+        """Feed the fold's histories to a policy, block by block."""
 
-        def score(start: int, stop: int) -> Tensor | Factors:
+        def score(start: int, stop: int) -> Tensor | Scores:
             bounds = self.history.offsets[start : stop + 1].tolist()
-            return scorer([self.history.values[first:last] for first, last in pairwise(bounds)])
+            return policy.score(policy.encode([self.history.values[first:last] for first, last in pairwise(bounds)]))
 
         return score
 
@@ -69,7 +65,7 @@ def ranked_fold(data: PreparedData, fold: Fold) -> RankedFold:
             f"{data.folder}: no user has the three interactions that a held-out item needs. "
             "Bring more data, then run `dvc repro`."
         )
-    seen = distinct_rows(split.history, data.num_items)
+    seen = split.history.distinct(data.num_items)
     seen_by = np.repeat(np.arange(len(split.targets)), seen.lengths)
     repeated = np.zeros(len(split.targets), dtype=bool)
     repeated[seen_by[split.targets[seen_by] == seen.values]] = True
@@ -93,7 +89,7 @@ def score_blocks(
             with torch.no_grad():
                 scores = score(start, stop)
             _check(scores, start, stop, num_items)
-            if isinstance(scores, Factors):
+            if isinstance(scores, Scores):
                 for first, last, block in scores.blocks():
                     yield start + first, start + last, block
             else:
@@ -101,8 +97,8 @@ def score_blocks(
             progress.update(stop - start)
 
 
-def _check(scores: Tensor | Factors, start: int, stop: int, num_items: int) -> None:
-    if isinstance(scores, Factors):
+def _check(scores: Tensor | Scores, start: int, stop: int, num_items: int) -> None:
+    if isinstance(scores, Scores):
         shape: tuple[int, ...] = (len(scores.states), len(scores.items))
         sound = bool(torch.isfinite(scores.states.sum() + scores.items.sum()))  # sums propagate what is not finite
     else:

@@ -1,29 +1,70 @@
-"""Padded histories, and the one masked support that sampling and all log-probabilities share."""
+"""Batches: padded histories, what a policy keeps of them, and the one support of sampling and log-probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rl4rec.model.crossfit_embeddings import CrossfitEmbeddings
 
-class Histories(NamedTuple):
-    """Right-padded histories, oldest item first."""
+
+@dataclass(frozen=True)
+class Histories:
+    """Right-padded histories of b users, oldest item first; rows are picked as from a tensor, `histories[rows]`."""
 
     items: Tensor  # (b, l) item indices; -1 is padding
     lengths: Tensor  # (b,) at least 1
-    tables: Tensor | None = None  # (b,) which of the policy's leave-out item embeddings reads each; None: its own
+    tables: Tensor | None = None  # (b,) the cross-fitted embeddings that stand in for the policy's own; None: its own
+    crossfit: CrossfitEmbeddings | None = None  # what `tables` counts
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, rows: Tensor | slice) -> Histories:
+        tables = None if self.tables is None else self.tables[rows]
+        return Histories(self.items[rows], self.lengths[rows], tables, self.crossfit)
+
+    def first(self, width: int) -> Histories:
+        """The same without the columns from `width` on."""
+        return replace(self, items=self.items[:, :width])
+
+    def repeat_interleave(self, times: int) -> Histories:
+        """Each row `times` times."""
+        return self[torch.arange(len(self), device=self.items.device).repeat_interleave(times)]
 
 
-class Support(NamedTuple):
+@dataclass(frozen=True)
+class States:
+    """What a policy keeps of b histories that it has read, for the policy alone; rows are picked as `states[rows]`."""
+
+    vectors: Tensor  # (b, d) after the last item
+    histories: Histories  # what was read
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, rows: Tensor | slice) -> States:
+        return States(self.vectors[rows], self.histories[rows])
+
+
+@dataclass(frozen=True)
+class Support:
     """What a slate may be chosen from. `items` None: the whole catalogue, candidate c is item c."""
 
     items: Tensor | None  # (b, c) item indices in rising order, `num_items` is padding
     mask: Tensor  # (b, c) bool
+
+    def __getitem__(self, rows: Tensor | slice) -> Support:
+        return Support(None if self.items is None else self.items[rows], self.mask[rows])
+
+    def repeat_interleave(self, times: int) -> Support:
+        """Each row `times` times."""
+        return self[torch.arange(len(self.mask), device=self.mask.device).repeat_interleave(times)]
 
     def positions(self, slates: Tensor) -> Tensor:
         """Candidate positions of item indices, (b, g, k) -> (b, g, k)."""

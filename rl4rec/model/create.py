@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,15 @@ def create_policy(
             return _from_pretrained(params, item_ids)
 
 
+def read_champion(folder: Path) -> dict[str, Any]:
+    """`champion.json`: which champion it is, or why there is none.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    return read_json(folder / "champion.json", then="Run `dvc repro champion`.")
+
+
 def start_from_champion(policy: SlatePolicy, item_ids: Sequence[str], folder: Path) -> bool:
     """Copy the champion's weights into a new policy; items are matched by their raw ids.
 
@@ -76,7 +86,7 @@ def start_from_champion(policy: SlatePolicy, item_ids: Sequence[str], folder: Pa
     Raises:
         UserError: the champion is of another architecture.
     """
-    if read_json(folder / "champion.json", then="Run `dvc repro champion`.").get("init") == "fresh":
+    if read_champion(folder).get("init") == "fresh":
         return False
     champion = SlatePolicy.from_pretrained(folder / "policy")
     _check_same_architecture(policy, champion)
@@ -145,8 +155,6 @@ def _from_pretrained(params: PolicyParams, item_ids: list[str]) -> tuple[SlatePo
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
-    # GRPO's token prompts part history and candidates with a separator; item tokens never merge with text.
-    tokenizer.add_special_tokens({"sep_token": "<|candidates|>"})
     item_offset = len(tokenizer)
     added = tokenizer.add_tokens([f"<|item:{item_token(raw)}|>" for raw in item_ids])
     if added != len(item_ids):

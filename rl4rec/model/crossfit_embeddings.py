@@ -1,4 +1,4 @@
-"""Leave-out item embeddings: what the items looked like to a policy that never saw a prompt's target.
+"""Cross-fitted item embeddings: what the items looked like to a policy that never saw a prompt's target.
 
 A policy remembers what SFT trained it on: on Amazon Beauty it ranks its training targets five times better than new
 ones (NDCG@10 .36 against .07). A reward on those targets teaches it to trust its memory. RL therefore reads and
@@ -20,10 +20,10 @@ from torch import Tensor
 
 from rl4rec.errors import UserError
 
-FILE = "leave_out.safetensors"
+FILE = "crossfit.safetensors"
 
 
-class LeaveOutEmbeddings(NamedTuple):
+class CrossfitEmbeddings(NamedTuple):
     """Item embeddings of n tables; table t has not seen anyone's last t + 1 items of the feedback."""
 
     inputs: Tensor  # (n, I, d) as the policy reads items
@@ -34,10 +34,6 @@ class LeaveOutEmbeddings(NamedTuple):
     def tables(self) -> int:
         """How many, n."""
         return len(self.inputs)
-
-    def of_seeds(self, seeds: Tensor) -> Tensor:
-        """The table that each prompt belongs to, (b,); `PromptSet` puts it into the prompt's seed."""
-        return seeds % self.tables
 
     def to(self, device: torch.device) -> Self:
         """A copy on a device."""
@@ -58,7 +54,7 @@ class LeaveOutEmbeddings(NamedTuple):
         save_file(tensors, folder / FILE)
 
 
-def load_leave_out(folder: Path, *, tables: int) -> LeaveOutEmbeddings | None:
+def load_crossfit(folder: Path, *, tables: int) -> CrossfitEmbeddings | None:
     """Read what stage `crossfit` wrote; None for 0 tables.
 
     Raises:
@@ -73,9 +69,9 @@ def load_leave_out(folder: Path, *, tables: int) -> LeaveOutEmbeddings | None:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / FILE}: cannot be read ({error}). Run `dvc repro crossfit`.") from None
     try:
-        found = LeaveOutEmbeddings(tensors["inputs"], tensors["outputs"], int(tensors["item_offset"]))
+        found = CrossfitEmbeddings(tensors["inputs"], tensors["outputs"], int(tensors["item_offset"]))
     except (KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder / FILE}: not leave-out embeddings ({error}). Run `dvc repro crossfit`.") from None
+        raise UserError(f"{folder / FILE}: not cross-fitted embeddings ({error}). Run `dvc repro crossfit`.") from None
     if found.inputs.dim() != 3 or found.outputs.dim() != 3 or found.inputs.shape[:2] != found.outputs.shape[:2]:
         shapes = f"{tuple(found.inputs.shape)} and {tuple(found.outputs.shape)}"
         raise UserError(f"{folder / FILE}: tables of shapes {shapes} do not match. Run `dvc repro crossfit`.")

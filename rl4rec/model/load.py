@@ -1,4 +1,4 @@
-"""Reading a saved policy that somebody else may have made: everything is checked, nothing of it is run.
+"""Saved policies. One that somebody else may have made is read with checks, and nothing of it is run.
 
 A folder of a policy is `config.json` (numbers and names), `model.safetensors` (numbers) and the tokenizer's JSON.
 Whatever would make transformers fetch or run something else is refused: weights in pickle form, code of the
@@ -7,6 +7,8 @@ folder's own (`auto_map`), an adapter that names another model.
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,8 +52,37 @@ def load_policy(folder: Path, *, then: str = "Replace it by a whole copy.") -> S
     if len(policy.item_embeddings()) != policy.num_items:
         rows = len(policy.item_embeddings())
         raise UserError(f"{folder}: config.json names {policy.num_items} items, the weights have {rows}. {then}")
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.data = weight.data.clone()  # where a file puts them in memory changes the last bit of products
     torch.nn.Module.train(policy, False)
     return policy
+
+
+def weights_digest(folder: Path) -> str:
+    """Digest of a policy folder's weights and configuration."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def policy_digest(policy: SlatePolicy) -> str:
+    """Digest of a policy's weights in memory."""
+    digest = hashlib.sha256(policy.config.to_json_string().encode())
+    for _, weight in policy.named_parameters():
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_policy(policy: SlatePolicy, folder: Path) -> None:
+    """Save a policy's weights and configuration, replacing the folder in one step."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    transformers_logging.disable_progress_bar()
+    policy.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def _problems(folder: Path, config: dict[str, Any]) -> Iterator[str]:

@@ -20,11 +20,16 @@ _BREAK_EVEN = 50
 _PICKED_CPU_BYTES = 4 * 2**20
 
 
-class Factors(NamedTuple):
-    """Scores of b users over I items as `states @ items.T`."""
+class Scores(NamedTuple):
+    """Scores of b users over I items: `states @ items.T`, plus a sparse part where there is one."""
 
     states: Tensor  # (b, d)
     items: Tensor  # (I, d)
+    added: Tensor | None = None  # (b, I) sparse CSR: what is no product of two factors, such as a term for item pairs
+
+    def dense(self) -> Tensor:
+        """All scores at once, (b, I)."""
+        return torch.cat([block.clone() for _, _, block in self.blocks()])
 
     def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
         """The product some rows at a time: `(start, stop, (stop - start, I) scores)`.
@@ -40,7 +45,18 @@ class Factors(NamedTuple):
         buffer = states.new_empty(min(rows, users), len(items))
         for start in range(0, users, rows):
             stop = min(start + rows, users)
-            yield start, stop, torch.mm(states[start:stop], items.T, out=buffer[: stop - start])
+            block = torch.mm(states[start:stop], items.T, out=buffer[: stop - start])
+            if self.added is not None:
+                _add_rows(block, self.added, start, stop)
+            yield start, stop, block
+
+
+def _add_rows(block: Tensor, added: Tensor, start: int, stop: int) -> None:
+    """Add the rows start..stop-1 of a sparse CSR tensor to a dense block of them, in place."""
+    bounds = added.crow_indices()[start : stop + 1]
+    entries = slice(int(bounds[0]), int(bounds[-1]))
+    rows = torch.repeat_interleave(torch.arange(stop - start, device=block.device), bounds.diff())
+    block.index_put_((rows, added.col_indices()[entries]), added.values()[entries], accumulate=True)
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

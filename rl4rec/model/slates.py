@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rl4rec.model.noise import combine, exponential
+from rl4rec.model.keyed_random import combine, exponential
 
 # Below this share of remaining probability mass, 1 - sum(p) has lost too many digits: recompute slot by slot.
 _MASS_FLOOR = 1e-6

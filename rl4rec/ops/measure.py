@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rl4rec.data.dataset import IntArray, PreparedData
 from rl4rec.evaluation.protocols import METRICS, Evaluation, evaluate
-from rl4rec.evaluation.ranking import Scorer
 from rl4rec.metrics import MetricKey, rank_gains
 from rl4rec.model.load import load_policy
 from rl4rec.model.policy import SlatePolicy
@@ -57,26 +56,37 @@ def evaluate_elsewhere(folder: Path, items: Path, data: PreparedData, params: Ev
         params: the protocol.
     """
     policy, known = load_policy(folder), read_items(items)
-    return evaluate("champion", transferred_scorer(policy, known["item"].to_list(), known["count"], data), data, params)
+    return evaluate("champion", TransferredPolicy(policy, known["item"].to_list(), known["count"], data), data, params)
 
 
-def transferred_scorer(policy: SlatePolicy, item_ids: Sequence[str], counts: pl.Series, data: PreparedData) -> Scorer:
-    """Scores of the catalogue of `data` by a policy of another catalogue."""
-    place = {item: row for row, item in enumerate(item_ids)}
-    own = torch.tensor([place.get(item, -1) for item in data.item_ids])  # (I,) the policy's index of each item
-    shared = own >= 0
-    popularity = torch.from_numpy(counts.to_numpy().copy()).float()
+class TransferredPolicy:
+    """Ranks the catalogue of `data` with a policy of another catalogue.
 
-    def score(histories: Sequence[IntArray]) -> Tensor:
-        translated = [own[torch.from_numpy(history)] for history in histories]
-        readable = [items[items >= 0].numpy() for items in translated]
-        scores = popularity.repeat(len(histories), 1)  # (b, the policy's I)
-        rows = [row for row, history in enumerate(readable) if len(history)]
+    Args:
+        policy: of the other catalogue.
+        item_ids: raw ids of its items.
+        counts: their popularity, the scores for histories without an item that the policy knows.
+        data: whose catalogue is ranked.
+    """
+
+    def __init__(self, policy: SlatePolicy, item_ids: Sequence[str], counts: pl.Series, data: PreparedData) -> None:
+        place = {item: row for row, item in enumerate(item_ids)}
+        self._policy = policy
+        self._own = torch.tensor([place.get(item, -1) for item in data.item_ids])  # (I,) the policy's index of each
+        self._popularity = torch.from_numpy(counts.to_numpy().copy()).float()
+
+    def encode(self, histories: Sequence[IntArray]) -> list[IntArray]:
+        """Each history as the policy knows it."""
+        translated = [self._own[torch.from_numpy(history)] for history in histories]
+        return [items[items >= 0].numpy() for items in translated]
+
+    def score(self, states: list[IntArray]) -> Tensor:
+        """(b, I); -inf for items that the policy does not know."""
+        scores = self._popularity.repeat(len(states), 1)  # (b, the policy's I)
+        rows = [row for row, history in enumerate(states) if len(history)]
         if rows:
-            with torch.no_grad():
-                scores[rows] = policy.scores([readable[row] for row in rows])
-        ours = torch.full((len(histories), len(own)), -torch.inf)
-        ours[:, shared] = scores[:, own[shared]]
+            scores[rows] = self._policy.scores([states[row] for row in rows])
+        ours = torch.full((len(states), len(self._own)), -torch.inf)
+        shared = self._own >= 0
+        ours[:, shared] = scores[:, self._own[shared]]
         return ours
-
-    return score

@@ -24,13 +24,13 @@ from rl4rec.errors import UserError, shown
 from rl4rec.evaluation.files import load_evaluation
 from rl4rec.evaluation.protocols import Evaluation
 from rl4rec.metrics import MetricKey, metric_key
+from rl4rec.model.load import weights_digest
 from rl4rec.ops.download import download_policy
 from rl4rec.ops.gate import Decision, Measured, decide
 from rl4rec.ops.measure import comparable, evaluate_elsewhere, measured
 from rl4rec.ops.registry import CHAMPION, DATA, FEEDBACK, REASON, WEIGHTS, Registry
 from rl4rec.ops.tracking import connect, log_policy_model, named
 from rl4rec.params import Params
-from rl4rec.train.checkpoints import weights_digest
 
 
 def promote(folder: Path, params: Params, *, policy: str | None = None) -> Decision:

@@ -49,7 +49,7 @@ def questions(comparison: dict[str, Any]) -> list[Question]:
     )
     asked: dict[str, list[tuple[Policy, Policy]]] = {}
     for pair in pairs():
-        if pair[0].trainer is not None and pair_key(pair) in comparison:
+        if pair[0].is_rl and pair_key(pair) in comparison:
             asked.setdefault(_question(*pair), []).append(pair)
     return [
         Question(text, [_answer(comparison, compared, *metric) for metric in metrics])
@@ -59,7 +59,7 @@ def questions(comparison: dict[str, Any]) -> list[Question]:
 
 def _question(first: Policy, second: Policy) -> str:
     """What the comparison of an RL algorithm answers: with another one a question of their own, else one of all RL."""
-    who = "RL" if second.trainer is None else first.label
+    who = "RL" if not second.is_rl else first.label
     return f"Is {who} better than {second.phrase or second.label}?"
 
 

@@ -1,18 +1,23 @@
-"""Training logs: `logs/<stage>.jsonl`, one JSON object a line, the last one a summary."""
+"""Training logs: `logs/<stage>.jsonl`, one JSON object per line, the last one a summary; written and read here."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from types import TracebackType
+from typing import Any, Literal, Self, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from rl4rec._io import parse_json
+from rl4rec._process import is_main_process
 from rl4rec.errors import UserError, shown
 
 Progress = Literal["step", "samples", "seconds"]
+Forward = Callable[[Mapping[str, float], int | None], None]
 FloatArray = npt.NDArray[np.float64]
 _LARGEST = 1e30  # nothing that is measured is beyond; squares of it are still numbers
 
@@ -68,3 +73,47 @@ def load_log(path: Path) -> TrainingLog | None:
         rows.append(row)
     summaries = [row for row in rows if row.get("summary") is True]
     return TrainingLog([row for row in rows if row.get("summary") is not True], summaries[-1] if summaries else {})
+
+
+class LogWriter:
+    """Context manager and callback: appends rows to a file that takes its final name only when training succeeds.
+
+    Only the main process of a distributed run writes.
+
+    Args:
+        path: `logs/<stage>.jsonl`.
+        forward: takes the metrics of each row and its step, None for the summary's.
+    """
+
+    def __init__(self, path: Path, forward: Forward) -> None:
+        self._path = path
+        self._partial = path.with_name(path.name + ".partial")
+        self._forward = forward
+
+    def __enter__(self) -> Self:
+        if not is_main_process():
+            return self
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._partial.open("w", encoding="utf-8")
+        return self
+
+    def __call__(self, row: Mapping[str, float]) -> None:
+        """Write one row and forward its metrics; a summary's entries are forwarded as `summary/<name>`."""
+        if not is_main_process():
+            return
+        self._file.write(json.dumps(dict(row)) + "\n")
+        self._file.flush()
+        if row.get("summary"):
+            entries = {name: value for name, value in row.items() if name not in ("summary", "step", "seconds")}
+            self._forward({f"summary/{name}": value for name, value in entries.items()}, None)
+        else:
+            self._forward({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not is_main_process():
+            return
+        self._file.close()
+        if kind is None:
+            self._partial.replace(self._path)

@@ -114,8 +114,8 @@ class Recommender:
         answers: dict[int, tuple[IntArray, list[float]]] = {}
         known = [row for row, (history, _) in enumerate(histories) if len(history)]
         if known:
-            factors = self.policy.factors([histories[row][0] for row in known])
-            for start, stop, scores in factors.blocks():
+            found = self.policy.score(self.policy.encode([histories[row][0] for row in known]))
+            for start, stop, scores in found.blocks():
                 for place, best in enumerate(
                     zip(*_best(scores, [hidden[row] for row in known[start:stop]], k), strict=True)
                 ):

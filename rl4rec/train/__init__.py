@@ -1,1 +1,1 @@
-"""Training loops: SFT on TRL's SFTTrainer, GRPO on TRL's GRPOTrainer, PPO on accelerate."""
+"""Training: slates to reward to update; SFT, cross-fitting, PPO, GRPO and the control on one loop."""

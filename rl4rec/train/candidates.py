@@ -14,7 +14,38 @@ import torch
 from torch import Tensor
 
 from rl4rec.model.batch import Histories
-from rl4rec.model.noise import mix
+from rl4rec.model.keyed_random import mix
+from rl4rec.params import CandidateParams
+
+
+class CandidateRule:
+    """How the candidates of a prompt are drawn.
+
+    Args:
+        params: the `rl.candidates` section.
+        item_counts: (I,) training interactions, for `source: popularity`.
+        exclude_seen: negatives are never items of the history.
+    """
+
+    def __init__(self, params: CandidateParams, item_counts: Tensor, *, exclude_seen: bool) -> None:
+        self._params = params
+        self._weights = item_counts.double().clamp_min(1.0) ** params.popularity_exponent
+        self._exclude_seen = exclude_seen
+
+    def candidates(self, histories: Histories, targets: Tensor, seeds: Tensor) -> Tensor | None:
+        """(b, n + 1) item indices in rising order; None for the whole catalogue."""
+        if self._params.source == "full":
+            return None
+        return draw_candidates(
+            histories,
+            targets,
+            seeds,
+            negatives=self._params.negatives,
+            num_items=len(self._weights),
+            source=self._params.source,
+            popularity=self._weights.to(targets.device),
+            exclude_seen=self._exclude_seen,
+        )
 
 
 def draw_candidates(

@@ -21,7 +21,6 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import Trainer
 
 from rl4rec._process import is_main_process
 
@@ -123,14 +122,6 @@ def _describe(path: Path) -> dict[str, object]:
         return {"bytes": file.tell(), "sha256": digest}
 
 
-def weights_digest(folder: Path) -> str:
-    """Digest of a policy folder's weights and configuration."""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 OPTIMIZER, SCHEDULE, MODEL = "optimizer", "schedule.json", "model.safetensors"
 
 
@@ -203,33 +194,6 @@ def load_state(folder: Path, model: nn.Module, optimizer: Optimizer, schedule: A
     safetensors.torch.load_model(model, str(folder / MODEL))
     load_optimizer(optimizer, schedule, folder)
     load_generators(folder, rank)
-
-
-class SafeCheckpoints(Trainer):
-    """Mixin of a transformers Trainer: checkpoints without pickles (one GPU a process; not FSDP or DeepSpeed)."""
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.args.should_save:
-            assert self.optimizer is not None
-            save_optimizer(self.optimizer, self.lr_scheduler, Path(output_dir))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            assert self.optimizer is not None
-            load_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)  # perhaps ahead of the first process
-        save_generators(Path(output_dir), self.args.process_index)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            load_generators(Path(checkpoint), self.args.process_index)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save and output_dir is not None:
-            Path(output_dir, "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
 
 
 def _hex(state: Tensor) -> str:

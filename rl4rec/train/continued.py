@@ -5,23 +5,26 @@ Whatever GRPO gains beyond this, it gains by its objective and not by seeing the
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from accelerate import Accelerator
-
 from rl4rec.data.dataset import PreparedData
-from rl4rec.model.crossfit_embeddings import LeaveOutEmbeddings
-from rl4rec.model.policy import SlatePolicy, SlatePolicyOutput
+from rl4rec.model.crossfit_embeddings import CrossfitEmbeddings
+from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import RLParams
-from rl4rec.train.monitor import Monitor
-from rl4rec.train.prompt_trainer import PromptTrainer
-from rl4rec.train.updates import grpo_steps
+from rl4rec.train.log import RunLog
+from rl4rec.train.loop import PromptTrainer, Stats
+from rl4rec.train.losses import target_cross_entropy
+from rl4rec.train.rewards import GainsFunction
 
 
 class ContinuedSFTTrainer(PromptTrainer):
     """Cross-entropy of each prompt's target over the whole catalogue (less the seen items).
 
-    Batches are GRPO's prompts of a step. Arguments as of `PromptTrainer`.
+    Args:
+        policy: the warm start, trained in place.
+        data: source of the prompts.
+        rl: the `rl` section.
+        run: takes log rows and validations.
+        crossfit: item embeddings that have not seen the prompts' targets.
+        own_reward: of the other algorithms; here nothing is rewarded.
     """
 
     name, unit = "sft_continued", "prompts"
@@ -31,32 +34,27 @@ class ContinuedSFTTrainer(PromptTrainer):
         policy: SlatePolicy,
         data: PreparedData,
         rl: RLParams,
-        monitor: Monitor,
-        checkpoints: Path,
+        run: RunLog,
         *,
-        leave_out: LeaveOutEmbeddings | None = None,
+        crossfit: CrossfitEmbeddings | None = None,
+        own_reward: GainsFunction | None = None,
     ) -> None:
-        super().__init__(
-            policy, data, rl, rl.sft_continued, monitor, checkpoints, leave_out=leave_out, accelerator=Accelerator()
-        )
-        world = self.accelerator.num_processes
-        self.local_batch = rl.grpo.batch_size * rl.grpo.gradient_accumulation_steps
+        prompts = rl.grpo.batch_size * rl.grpo.gradient_accumulation_steps
+        super().__init__(policy, data, rl, rl.sft_continued, run, crossfit=crossfit, prompts_per_step=prompts)
         self.prepare(
-            policy,
-            None,
-            total_steps=grpo_steps(rl, rl.grpo, prompts=len(self.prompts), world=world),
-            samples_per_step=self.local_batch * world,
+            rl.sft_continued,
+            weight_decay=rl.weight_decay,
+            total_steps=self.count_steps(rl.grpo),
+            samples_per_step=prompts * self.accelerator.num_processes,
         )
 
-    def train_step(self, step: int, *, logged: bool) -> dict[str, float]:
-        """One update; the loss and the norm of its gradient."""
-        rollout = step // self.rl.grpo.num_iterations  # GRPO uses its prompts that often
-        prompts = self.read_prompts(rollout * self.samples_per_step, self.local_batch)
-        self.model.train(self.rl.dropout)
-        output: SlatePolicyOutput = self.model(histories=prompts.histories, targets=prompts.targets)
-        assert output.target_loss is not None
-        self.accelerator.backward(output.target_loss)
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.rl.sft_continued.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return {"loss": output.target_loss.item(), "grad_norm": float(norm)}
+    def train_step(self, step: int, *, logged: bool) -> Stats:
+        """As many updates as GRPO makes on these prompts; the numbers of the last one."""
+        prompts = self.read_prompts(step)
+        support = self.policy.support(prompts.histories)
+        for _ in range(self.rl.grpo.num_iterations):
+            scores = self.policy.score_candidates(self.policy.encode(prompts.histories), support)
+            loss = target_cross_entropy(scores, support, prompts.targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = self.update()
+        return {"loss": loss.detach(), "grad_norm": norm}

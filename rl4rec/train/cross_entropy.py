@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-IGNORE = -100  # label of a position without a loss, as everywhere in transformers
+NONE = -1  # no item: padding, and what follows the last item of a sequence
 
 
 class Targets(NamedTuple):
@@ -40,9 +40,9 @@ class NextItemsLoss:
     label_smoothing: float = 0.0
     matmul_dtype: torch.dtype = torch.float32
 
-    def following(self, labels: Tensor) -> Tensor:
-        """The next `window` items of each position, (b, l) -> (b, l, window), `IGNORE` where there are fewer."""
-        padded = torch.nn.functional.pad(labels, (0, self.window - 1), value=IGNORE)
+    def following(self, items: Tensor) -> Tensor:
+        """The next `window` items of each position, (b, l, window), from the next one, (b, l); `NONE` past the end."""
+        padded = torch.nn.functional.pad(items, (0, self.window - 1), value=NONE)
         return padded.unfold(1, self.window, 1)
 
     def targets(self, following: Tensor) -> Targets:
@@ -51,7 +51,7 @@ class NextItemsLoss:
         A mean with geometric weights over the items within a window, as in the window losses of PinnerFormer
         (Pancha et al. 2022): in sparse data the one item that happened to come next is a noisy target.
         """
-        there = following != IGNORE
+        there = following != NONE
         scale = self.decay ** torch.arange(self.window, device=following.device, dtype=torch.float32)
         weights = there * scale
         items = torch.where(there, following, following[:, :1])
@@ -262,6 +262,30 @@ def sampled_cross_entropy(
     if label_smoothing:
         loss = loss - label_smoothing * (logits @ sampled.expected.reciprocal()).sum() / len(weight)
     return loss
+
+
+class ItemSampler:
+    """Draws items with replacement, with probability proportional to (count + 1) ** exponent.
+
+    Draws use torch's global generator on the CPU, which checkpoints save: a resumed run draws the same.
+
+    Args:
+        counts: (I,) how often each item occurs in training.
+        draws: items a draw, s.
+        exponent: 0 draws uniformly, 1 by popularity.
+    """
+
+    def __init__(self, counts: Tensor, *, draws: int, exponent: float) -> None:
+        weights = (counts.double() + 1.0) ** exponent  # (I,)
+        self._edges = weights.cumsum(0)
+        self._expected = (draws * weights / self._edges[-1]).float()
+        self._draws = draws
+
+    def draw(self, device: torch.device | str = "cpu") -> SampledItems:
+        """A fresh sample."""
+        places = torch.rand(self._draws, dtype=torch.float64) * self._edges[-1]
+        items = torch.searchsorted(self._edges, places, right=True).clamp_max(len(self._edges) - 1)
+        return SampledItems(items.to(device), self._expected[items].to(device))
 
 
 def fast_matmul_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+from rl4rec.model.batch import Support
 
 
 def live_slots(gains: Tensor) -> Tensor:
@@ -49,6 +53,30 @@ def gae(rewards: Tensor, values: Tensor, live: Tensor, *, gamma: float, lam: flo
     return advantages, (advantages + values) * live
 
 
+def group_advantages(
+    rewards: Tensor, scale: Literal["group", "batch", "none"], *, spread: Tensor | None = None
+) -> Tensor:
+    """Rewards less the mean of their group (Shao et al. 2024, section 4.1.2), one advantage per slate.
+
+    Args:
+        rewards: (b, g), the slates of a prompt are a group.
+        scale: divide by the standard deviation of the group, of the batch, or by nothing (Liu et al. 2025 show that
+            the group's favours prompts of little spread).
+        spread: rewards whose deviation is the batch's, those of all processes; default: `rewards`.
+
+    Returns:
+        (b, g).
+    """
+    centred = rewards - rewards.mean(1, keepdim=True)
+    match scale:
+        case "group":
+            return centred / (rewards.std(1, keepdim=True) + 1e-4)
+        case "batch":
+            return centred / ((rewards if spread is None else spread).std() + 1e-4)
+        case "none":
+            return centred
+
+
 def bandit(rewards: Tensor, values: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
     """The slate as one action: its whole reward less the prompt's value, the same for every live slot.
 
@@ -78,13 +106,15 @@ def whiten(values: Tensor, mask: Tensor, *, eps: float = 1e-8) -> Tensor:
     return centred * torch.rsqrt(centred.square().sum() / count + eps)
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over the masked entries; 0 where the returns do not vary."""
-    target = returns[mask].double()
-    variance = target.var(unbiased=False)
-    if not len(target) or float(variance) == 0.0:
-        return 0.0
-    return float(1.0 - (target - values[mask].double()).var(unbiased=False) / variance)
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 - Var(returns - values) / Var(returns) over the masked entries, (); 0 where the returns do not vary."""
+
+    def variance(of: Tensor) -> Tensor:
+        of = of.double()
+        return masked_mean((of - masked_mean(of, mask)).square(), mask)
+
+    total = variance(returns)
+    return torch.where(total > 0, 1.0 - variance(returns - values) / total, 0.0)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -92,26 +122,47 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp_min(1)
 
 
-def clipped_policy_loss(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, *, clip_range: float
+def clipped_surrogate(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, low: float, high: float
 ) -> tuple[Tensor, Tensor]:
-    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), to be minimised.
+    """The clipped surrogate of PPO and GRPO (Schulman et al. 2017, eq. 7), slot by slot, to be minimised.
+
+    -min(r A, clip(r, 1 - low, 1 + high) A) with r = exp(log p - log p_old).
 
     Args:
         log_probs: (..., k) under the current policy, with gradients.
         old_log_probs: (..., k) under the policy that sampled.
-        advantages: (..., k).
-        mask: (..., k) bool, slots that count.
-        clip_range: epsilon.
+        advantages: (..., k) or broadcastable to it.
+        low: how far below 1 a ratio is followed.
+        high: how far above 1.
 
     Returns:
-        (loss, share of masked slots whose ratio lies outside 1 +- epsilon), scalars.
+        (loss, whether the ratio lies outside of the range), (..., k) each.
     """
     ratio = torch.exp(log_probs - old_log_probs)
-    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
-    loss = -torch.minimum(ratio * advantages, clipped * advantages)
-    outside = ((ratio.detach() - 1.0).abs() > clip_range).to(loss.dtype)
-    return masked_mean(loss, mask), masked_mean(outside, mask)
+    loss = -torch.minimum(ratio * advantages, ratio.clamp(1.0 - low, 1.0 + high) * advantages)
+    followed = ratio.detach()
+    return loss, (followed < 1.0 - low) | (followed > 1.0 + high)
+
+
+def cispo_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, max_ratio: float
+) -> tuple[Tensor, Tensor]:
+    """CISPO: the likelihood, weighted by a bounded ratio without gradient (MiniMax-M1 2025, eq. 4), slot by slot.
+
+    -min(r, max_ratio) A log p; unlike the clipped surrogate no slot loses its gradient.
+
+    Args:
+        log_probs: (..., k) under the current policy, with gradients.
+        old_log_probs: (..., k) under the policy that sampled.
+        advantages: (..., k) or broadcastable to it.
+        max_ratio: bound of the weight, above 1.
+
+    Returns:
+        (loss, whether the ratio is beyond the bound), (..., k) each.
+    """
+    ratio = torch.exp(log_probs - old_log_probs).detach()
+    return -ratio.clamp(max=max_ratio) * advantages * log_probs, ratio > max_ratio
 
 
 def clipped_value_loss(
@@ -140,6 +191,32 @@ def kl_estimate(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
     """
     difference = reference_log_probs - log_probs
     return torch.exp(difference) - difference - 1.0
+
+
+def kl_penalty(log_probs: Tensor, old_log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
+    """`kl_estimate` weighted by the ratio r = exp(log p - log p_old), slot by slot: a penalty with the right gradient.
+
+    The samples come from the old policy. Without the ratio its gradient, also where r = 1, is not that of the KL
+    divergence (DeepSeek-V3.2 2025, section 3.1; TRL's `use_bias_correction_kl`).
+
+    Args:
+        log_probs: (..., k) under the current policy, with gradients.
+        old_log_probs: (..., k) under the policy that sampled.
+        reference_log_probs: (..., k) under the reference.
+    """
+    return torch.exp(log_probs - old_log_probs) * kl_estimate(log_probs, reference_log_probs)
+
+
+def target_cross_entropy(scores: Tensor, support: Support, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of the targets on the support, () in nats: the supervised term of `rl.sft_coef`.
+
+    Args:
+        scores: (b, c) of the support's candidates, with gradients.
+        support: of b prompts.
+        targets: (b,) item indices inside the support.
+    """
+    open_scores = scores.masked_fill(~support.mask, -torch.inf).float()
+    return torch.nn.functional.cross_entropy(open_scores, support.positions(targets.view(-1, 1, 1)).flatten())
 
 
 class AdaptiveKL:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from rl4rec.data.dataset import PreparedData, Ragged
 from rl4rec.errors import UserError
+from rl4rec.model.batch import Histories
+from rl4rec.model.crossfit_embeddings import CrossfitEmbeddings
+from rl4rec.model.keyed_random import combine
+from rl4rec.model.policy import SlatePolicy
+from rl4rec.train.candidates import CandidateRule
 
 IntArray = npt.NDArray[np.int64]
 
@@ -22,18 +30,46 @@ class PromptBatch(NamedTuple):
     histories: list[IntArray]  # item indices, oldest first, at most `max_history`
     targets: IntArray  # (b,) the item that came next
     seeds: IntArray  # (b,) of the draws of candidates and slates
+    tables: IntArray | None  # (b,) the cross-fitted embeddings that have not seen the target; None: no split points
 
-    def share(self, rank: int, world: int) -> PromptBatch:
-        """Every `world`-th prompt from `rank` on: the part of one of several processes."""
-        return PromptBatch(self.histories[rank::world], self.targets[rank::world], self.seeds[rank::world])
+    def share(self, rank: int, processes: int) -> PromptBatch:
+        """Every `processes`-th prompt from `rank` on: the part of one of several processes."""
+        mine = slice(rank, None, processes)
+        tables = None if self.tables is None else self.tables[mine]
+        return PromptBatch(self.histories[mine], self.targets[mine], self.seeds[mine], tables)
+
+    def to_tensors(self, policy: SlatePolicy, crossfit: CrossfitEmbeddings | None, rule: CandidateRule) -> Prompts:
+        """The prompts on the policy's device, with their candidates.
+
+        Args:
+            policy: what reads them.
+            crossfit: the embeddings that `tables` counts; None: the policy's own read and score all.
+            rule: how candidates are drawn.
+        """
+        histories = policy.pad_histories(self.histories)
+        targets, seeds = (torch.from_numpy(each).to(policy.device) for each in (self.targets, self.seeds))
+        if crossfit is not None:
+            assert self.tables is not None
+            tables = torch.from_numpy(self.tables).to(policy.device)
+            histories = Histories(histories.items, histories.lengths, tables, crossfit)
+        return Prompts(histories, targets, combine(seeds, targets), rule.candidates(histories, targets, seeds))
 
 
-def seed_digits(num_items: int) -> int:
-    """How many base-`num_items` digits carry the seed of a prompt."""
-    digits = 1
-    while max(num_items, 2) ** digits < _SEEDS:
-        digits += 1
-    return digits
+@dataclass(frozen=True)
+class Prompts:
+    """b prompts on a policy's device; rows are picked as `prompts[rows]`."""
+
+    histories: Histories
+    targets: Tensor  # (b,) the item that came next
+    keys: Tensor  # (b,) of the draws of slates
+    candidates: Tensor | None  # (b, c) item indices in rising order; None: the whole catalogue
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, rows: Tensor | slice) -> Prompts:
+        candidates = None if self.candidates is None else self.candidates[rows]
+        return Prompts(self.histories[rows], self.targets[rows], self.keys[rows], candidates)
 
 
 def check_slate_fits(data: PreparedData, *, k: int, max_history: int, mask_seen: bool, latest: bool = False) -> None:
@@ -65,7 +101,7 @@ class PromptSet:
         mask_seen: leave out prompts whose target is among the items read: the policy may not propose it.
         latest: the validation targets belong to the feedback too.
         split_points: 0: every prefix of every sequence is a prompt. n: only those whose target is one of a user's
-            last n items, each with the leave-out table (seed modulo n) that has not seen it.
+            last n items, each with the table of cross-fitted embeddings that has not seen it.
 
     Raises:
         UserError: there is no prompt.
@@ -90,7 +126,6 @@ class PromptSet:
         usable = position > 0
         if mask_seen:
             usable &= _since_last_taken(self._sequences) > max_history
-        self._tables = max(1, split_points)
         from_end = np.repeat(self._sequences.offsets[1:], self._sequences.lengths) - np.arange(len(position)) - 1
         if split_points:
             # of users who have a target to hold out at that split point, as `PreparedData.split` counts them
@@ -104,7 +139,7 @@ class PromptSet:
                 + ". Bring more data"
             )
         self._position = position[self._targets_at]
-        self._table = from_end[self._targets_at] if split_points else np.zeros(len(self._targets_at), np.int64)
+        self._table = from_end[self._targets_at] if split_points else None
         self._epoch: int | None = None
         self._order = np.empty(0, np.int64)
 
@@ -120,9 +155,8 @@ class PromptSet:
         histories = [values[begin:end] for begin, end in zip(begins, ends, strict=True)]
         # From the visit's number, so a prompt meets other negatives and slates when it comes again.
         visits = np.arange(start, start + count, dtype=np.int64)
-        draws = (visits * 2654435761 + self._seed * 40503) % (_SEEDS // self._tables)
-        seeds = draws * self._tables + self._table[chosen]
-        return PromptBatch(histories, values[ends], seeds)
+        seeds = (visits * 2654435761 + self._seed * 40503) % _SEEDS
+        return PromptBatch(histories, values[ends], seeds, None if self._table is None else self._table[chosen])
 
     def _per_epoch(self, start: int, stop: int) -> list[tuple[int, int]]:
         bounds = [start]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Literal
 
-import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.pytorch_utils import Conv1D
@@ -33,20 +32,11 @@ def set_trainable(policy: SlatePolicy, trainable: Literal["all", "body", "lora"]
             config = LoraConfig(
                 r=lora.r,
                 lora_alpha=lora.alpha,
-                lora_dropout=lora.dropout,
                 target_modules="all-linear",
                 bias="none",
                 fan_in_fan_out=any(isinstance(module, Conv1D) for module in policy.modules()),  # GPT-2's layers
             )
             inject_adapter_in_model(config, policy.lm)
-
-
-def set_dropout(policy: SlatePolicy, enabled: bool) -> None:
-    """Turn the policy's dropout off for good, or leave it as it is."""
-    if not enabled:
-        for module in policy.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
 
 
 def frozen_copy(policy: SlatePolicy) -> SlatePolicy:

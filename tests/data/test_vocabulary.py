@@ -26,25 +26,25 @@ def test_item_token_and_back(raw, token):
 
 def test_special_tokens_come_first_then_items_in_their_order():
     tokenizer = build_tokenizer(["zeta", "[EOS]", "a b"])
-    assert ITEM_OFFSET == 5
-    assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == [0, 1, 2, 3, 4]
-    assert tokenizer("zeta %5BEOS] [EOS] a%20b unheard-of").input_ids == [5, 6, 3, 7, 1]
+    assert ITEM_OFFSET == 4
+    assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == [0, 1, 2, 3]
+    assert tokenizer("zeta %5BEOS] [EOS] a%20b unheard-of").input_ids == [4, 5, 3, 6, 1]
     assert (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id) == (0, 1, 2)
-    assert (tokenizer.eos_token_id, tokenizer.sep_token_id, len(tokenizer)) == (3, 4, 8)
+    assert (tokenizer.eos_token_id, len(tokenizer)) == (3, 7)
 
 
 def test_pads_on_the_left_and_decodes_to_the_same_text():
     tokenizer = build_tokenizer(["x", "y"])
-    assert tokenizer(["x", "x y"], padding=True).input_ids == [[0, 5], [5, 6]]
-    assert tokenizer.decode([5, 6, 5]) == "x y x"
+    assert tokenizer(["x", "x y"], padding=True).input_ids == [[0, 4], [4, 5]]
+    assert tokenizer.decode([4, 5, 4]) == "x y x"
 
 
 def test_survives_saving(tmp_path):
     build_tokenizer(["x", "[y]", "z z"]).save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    assert loaded("z%20z %5By] x").input_ids == [7, 6, 5]
+    assert loaded("z%20z %5By] x").input_ids == [6, 5, 4]
     assert loaded.padding_side == "left"
-    assert (loaded.pad_token, loaded.sep_token) == ("[PAD]", "[SEP]")
+    assert (loaded.pad_token, loaded.eos_token) == ("[PAD]", "[EOS]")
 
 
 @settings(max_examples=60, deadline=None)
@@ -52,7 +52,7 @@ def test_survives_saving(tmp_path):
 def test_any_raw_id_is_one_token(raw_ids):
     tokenizer = build_tokenizer(raw_ids)
     text = " ".join(item_token(raw) for raw in raw_ids)
-    assert tokenizer(text).input_ids == [5 + number for number in range(len(raw_ids))]
+    assert tokenizer(text).input_ids == [4 + number for number in range(len(raw_ids))]
     assert [raw_item_id(token) for token in tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)] == raw_ids
 
 

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from rl4rec.data.dataset import PreparedData, Ragged
 from rl4rec.errors import UserError
 from rl4rec.evaluation.protocols import evaluate, evaluate_oracle
-from rl4rec.evaluation.scorers import popularity_scorer
 from rl4rec.evaluation.validation import validate
 from rl4rec.model import scores as scoring
-from rl4rec.model.scores import Factors
+from rl4rec.model.ranking import PopularityPolicy
+from rl4rec.model.scores import Scores
 from rl4rec.params import EvaluateParams
+from tests.evaluation.doubles import Scored
 
 
 def prepared(sequences: list[list[int]], num_items: int, folder: Path = Path("data/prepared")) -> PreparedData:
@@ -58,7 +59,7 @@ def test_full_ranking_worked_by_hand() -> None:
     # Items score 5..0, so an item's unmasked rank is its index.
     # test: targets 3, 0, 1; histories {0,1,2}, {3,2,1}, {4,0,5} -> masked ranks 0, 0, 0 and unmasked 3, 0, 1.
     # valid: targets 2, 1, 5; histories {0,1}, {3,2}, {4,0} -> masked ranks 0, 1 (behind 0), 3 (behind 1,2,3).
-    result = evaluate("hand", hand_scorer, HAND, HAND_PARAMS)
+    result = evaluate("hand", Scored(hand_scorer), HAND, HAND_PARAMS)
     assert result.ranks["test/full"].to_list() == [0, 0, 0]
     assert result.ranks["test/full_unmasked"].to_list() == [3, 0, 1]
     assert result.ranks["valid/full"].to_list() == [0, 1, 3]
@@ -73,7 +74,7 @@ def test_full_ranking_worked_by_hand() -> None:
 
 def test_slates_are_the_top_of_the_masked_test_ranking() -> None:
     # Items score 5..0; test histories {0,1,2}, {3,2,1}, {4,0,5}: the first two unseen ones each.
-    slates = evaluate("hand", hand_scorer, HAND, HAND_PARAMS).slates
+    slates = evaluate("hand", Scored(hand_scorer), HAND, HAND_PARAMS).slates
     assert slates is not None
     assert slates.schema == {"user_row": pl.Int32, "items": pl.List(pl.Int32)}
     assert slates["user_row"].to_list() == [0, 1, 2]
@@ -84,7 +85,7 @@ def test_slates_hold_no_more_than_ten_and_nothing_that_is_never_shown() -> None:
     # 14 items, k up to 12: user 0 has seen 3 (11 unseen, of which 10 are kept), user 1 nine of them (5 left).
     data = prepared([[0, 1, 2, 3], [*range(9), 9]], num_items=14)
     params = EvaluateParams(ks=(1, 12), negatives=11)
-    slates = evaluate("x", lambda h: torch.arange(14.0, 0, -1).repeat(len(h), 1), data, params).slates
+    slates = evaluate("x", Scored(lambda h: torch.arange(14.0, 0, -1).repeat(len(h), 1)), data, params).slates
     assert slates is not None
     assert slates["items"].to_list() == [[*range(3, 13)], [9, 10, 11, 12, 13]]
 
@@ -92,7 +93,7 @@ def test_slates_hold_no_more_than_ten_and_nothing_that_is_never_shown() -> None:
 def test_coverage_and_popularity_worked_by_hand() -> None:
     # Training parts 0 1 | 3 2 | 4 0: counts 2 1 1 1 1 0, percentiles 11/12, then 3/6 four times, then 1/12.
     # Masked top-2 on valid: user 0 has {0,1} -> 2,3; user 1 {3,2} -> 0,1; user 2 {4,0} -> 1,2. Shown 0 1 1 2 2 3.
-    found = evaluate("hand", hand_scorer, HAND, HAND_PARAMS).metrics
+    found = evaluate("hand", Scored(hand_scorer), HAND, HAND_PARAMS).metrics
     assert found["valid/full/coverage@2"] == pytest.approx(4 / 6, abs=1e-8)
     assert found["valid/full/popularity@2"] == pytest.approx(7 / 6, abs=1e-8)
     assert found["valid/full/popularity_percentile@2"] == pytest.approx((11 / 12 + 5 * 0.5) / 6, abs=1e-8)
@@ -116,7 +117,7 @@ def test_ranks_equal_brute_force(drawn: tuple[int, list[list[int]], int], batch_
     weights = np.random.default_rng(seed).integers(0, 4, (num_items, num_items)).astype(np.float32)
     data, scorer = prepared(sequences, num_items), table_scorer(weights)
     params = EvaluateParams(ks=(1, 3), negatives=4, seed=seed, batch_size=batch_size)
-    result = evaluate("x", scorer, data, params)
+    result = evaluate("x", Scored(scorer), data, params)
     rows = [row for row, sequence in enumerate(sequences) if len(sequence) >= 3]
     assert result.ranks["user_row"].to_list() == rows
     for place, row in enumerate(rows):
@@ -127,7 +128,7 @@ def test_ranks_equal_brute_force(drawn: tuple[int, list[list[int]], int], batch_
             masked = brute_rank(scores, target, unseen) if target not in history else num_items - 1
             assert result.ranks[f"{fold}/full"][place] == masked
             assert result.ranks[f"{fold}/full_unmasked"][place] == brute_rank(scores, target, list(range(num_items)))
-    again = evaluate("x", scorer, data, params.model_copy(update={"batch_size": 512}))
+    again = evaluate("x", Scored(scorer), data, params.model_copy(update={"batch_size": 512}))
     assert again.ranks.equals(result.ranks)
     assert again.metrics == result.metrics
 
@@ -143,20 +144,20 @@ def test_factors_are_ranked_like_their_product(batch_size: int, monkeypatch: pyt
     def rows(histories):
         return states[[int(history[-1]) for history in histories]]
 
-    factored = evaluate("x", lambda histories: Factors(rows(histories), items), data, params)
-    whole = evaluate("x", lambda histories: rows(histories) @ items.T, data, params)
+    factored = evaluate("x", Scored(lambda histories: Scores(rows(histories), items)), data, params)
+    whole = evaluate("x", Scored(lambda histories: rows(histories) @ items.T), data, params)
     assert factored.ranks.equals(whole.ranks)
     assert factored.metrics["valid/full/ndcg@3"] == whole.metrics["valid/full/ndcg@3"]
-    quick = validate(lambda histories: Factors(rows(histories), items), data, k=3, batch_size=batch_size)
-    assert quick["full/ndcg@3"] == pytest.approx(whole.metrics["valid/full/ndcg@3"], abs=1e-8)
+    quick = validate(Scored(lambda histories: Scores(rows(histories), items)), data, k=3, batch_size=batch_size)
+    assert quick["valid/full/ndcg@3"] == pytest.approx(whole.metrics["valid/full/ndcg@3"], abs=1e-8)
 
 
 def test_factors_that_are_not_finite_are_refused() -> None:
     def diverged(histories):
-        return Factors(torch.full((len(histories), 2), torch.nan), torch.ones(6, 2))
+        return Scores(torch.full((len(histories), 2), torch.nan), torch.ones(6, 2))
 
     with pytest.raises(UserError, match="training diverged"):
-        validate(diverged, HAND)
+        validate(Scored(diverged), HAND)
 
 
 def test_sampled_ranks_equal_brute_force_over_the_stored_negatives() -> None:
@@ -166,7 +167,7 @@ def test_sampled_ranks_equal_brute_force_over_the_stored_negatives() -> None:
     sequences = [rng.integers(0, 30, rng.integers(3, 9)).tolist() for _ in range(40)]
     data = prepared(sequences, 30)
     scorer = table_scorer(rng.integers(0, 5, (30, 30)).astype(np.float32))
-    result = evaluate("x", scorer, data, EvaluateParams(ks=(5,), negatives=10, seed=8, batch_size=7))
+    result = evaluate("x", Scored(scorer), data, EvaluateParams(ks=(5,), negatives=10, seed=8, batch_size=7))
     drawn = sample_negatives(data.sequences, num_items=30, n=10, seed=8).items
     for row, sequence in enumerate(sequences):
         scores = scorer([np.array(sequence[:-1])])[0].numpy()
@@ -174,7 +175,7 @@ def test_sampled_ranks_equal_brute_force_over_the_stored_negatives() -> None:
 
 
 def test_equal_scores_count_against_the_target() -> None:
-    result = evaluate("flat", lambda h: torch.zeros(len(h), 6), HAND, HAND_PARAMS)
+    result = evaluate("flat", Scored(lambda h: torch.zeros(len(h), 6)), HAND, HAND_PARAMS)
     assert result.ranks["valid/full_unmasked"].to_list() == [5, 5, 5]
     assert result.ranks["valid/full"].to_list() == [3, 3, 3]  # 4 unseen items, all before the target
     assert result.ranks["valid/sampled2"].to_list() == [2, 2, 2]
@@ -182,7 +183,7 @@ def test_equal_scores_count_against_the_target() -> None:
 
 def test_a_target_seen_before_is_unreachable_when_masked_and_is_counted() -> None:
     data = prepared([[0, 1, 2, 0]], num_items=6)
-    result = evaluate("repeat", hand_scorer, data, HAND_PARAMS)
+    result = evaluate("repeat", Scored(hand_scorer), data, HAND_PARAMS)
     assert result.ranks["test/full"].to_list() == [5]
     assert result.ranks["test/full_unmasked"].to_list() == [0]
     assert result.protocol["repeated_targets"] == {"valid": 0, "test": 1}
@@ -194,29 +195,29 @@ def test_nan_scores_are_refused_with_advice() -> None:
         scores[-1, 3] = torch.nan
         return scores
 
-    for run in (lambda: validate(diverged, HAND), lambda: evaluate("x", diverged, HAND, HAND_PARAMS)):
+    for run in (lambda: validate(Scored(diverged), HAND), lambda: evaluate("x", Scored(diverged), HAND, HAND_PARAMS)):
         with pytest.raises(UserError, match=r"NaN .*users 0\.\.2.*Lower the learning rate"):
             run()
 
 
 def test_scores_of_the_wrong_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(3, 6\), got \(3, 7\)"):
-        validate(lambda h: torch.zeros(len(h), 7), HAND)
+        validate(Scored(lambda h: torch.zeros(len(h), 7)), HAND)
 
 
 def test_nobody_to_evaluate_is_a_user_error() -> None:
     with pytest.raises(UserError, match="three interactions"):
-        validate(hand_scorer, prepared([[0, 1], [2]], 6))
+        validate(Scored(hand_scorer), prepared([[0, 1], [2]], 6))
 
 
 def test_validate_is_the_masked_full_ranking() -> None:
     # Masked validation ranks 0, 1, 3 (above), k = 2.
-    found = validate(hand_scorer, HAND, k=2, batch_size=2)
+    found = validate(Scored(hand_scorer), HAND, k=2, batch_size=2)
     assert found == {
-        "full/ndcg@2": pytest.approx((1 + 1 / math.log2(3)) / 3),
-        "full/hit@2": pytest.approx(2 / 3),
+        "valid/full/ndcg@2": pytest.approx((1 + 1 / math.log2(3)) / 3),
+        "valid/full/hit@2": pytest.approx(2 / 3),
     }
-    assert validate(hand_scorer, HAND, fold="test", k=1)["full/hit@1"] == 1.0
+    assert validate(Scored(hand_scorer), HAND, fold="test", k=1)["test/full/hit@1"] == 1.0
 
 
 def test_the_test_history_includes_the_validation_item() -> None:
@@ -227,12 +228,13 @@ def test_the_test_history_includes_the_validation_item() -> None:
         assert all(row.dtype == np.int64 for row in histories)
         return torch.zeros(len(histories), 6)
 
-    evaluate("x", scorer, HAND, HAND_PARAMS)
+    evaluate("x", Scored(scorer), HAND, HAND_PARAMS)
     assert lengths == [2, 2, 2, 3, 3, 3]
 
 
 def test_popularity_baseline_scores_training_counts() -> None:
-    scores = popularity_scorer(HAND)([np.array([0]), np.array([1])])
+    popular = PopularityPolicy(HAND.item_counts)
+    scores = popular.score(popular.encode([np.array([0]), np.array([1])])).dense()
     assert scores.tolist() == [[2, 1, 1, 1, 1, 0]] * 2
 
 
@@ -251,7 +253,7 @@ def test_oracle_uses_each_users_own_row(tmp_path: Path) -> None:
 
 
 def test_protocol_card_states_what_was_compared() -> None:
-    protocol = evaluate("hand", hand_scorer, HAND, HAND_PARAMS).protocol
+    protocol = evaluate("hand", Scored(hand_scorer), HAND, HAND_PARAMS).protocol
     assert protocol["data_hash"] == "abc"
     assert (protocol["users"], protocol["items"], protocol["k"]) == (3, 6, [1, 2])
     assert protocol["negatives"]["n"] == 2 and protocol["negatives"]["seed"] == 1
@@ -263,7 +265,7 @@ def test_protocol_card_states_what_was_compared() -> None:
 def test_users_with_fewer_eligible_items_are_ranked_against_those() -> None:
     # 6 items, sequences of 4: two eligible items each, though four are asked for. Scores 5..0.
     # test targets 3, 0, 1 against {4, 5}, {4, 5}, {2, 3}: all first; valid targets 2, 1, 5: ranks 0, 0, 2.
-    result = evaluate("few", hand_scorer, HAND, EvaluateParams(ks=(1, 2), negatives=4, seed=1))
+    result = evaluate("few", Scored(hand_scorer), HAND, EvaluateParams(ks=(1, 2), negatives=4, seed=1))
     assert result.ranks["test/sampled4"].to_list() == [0, 0, 0]
     assert result.ranks["valid/sampled4"].to_list() == [0, 0, 2]
     assert result.protocol["negatives"]["users_with_fewer"] == 3

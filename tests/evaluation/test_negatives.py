@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl4rec.data.dataset import Ragged
-from rl4rec.evaluation.negatives import distinct_rows, sample_negatives
+from rl4rec.evaluation.negatives import sample_negatives
 
 
 @settings(max_examples=80, deadline=None)
@@ -66,5 +66,5 @@ def test_blocks_leave_no_trace() -> None:
 
 
 def test_distinct_rows() -> None:
-    found = distinct_rows(Ragged.from_rows([[3, 1, 3], [], [2]]), 4)
+    found = Ragged.from_rows([[3, 1, 3], [], [2]]).distinct(4)
     assert [found[row].tolist() for row in range(3)] == [[1, 3], [], [2]]

@@ -7,22 +7,19 @@ ranking can foresee the draw, so the best expected NDCG@3 lies well below 1, and
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from rl4rec.data.dataset import PreparedData, Ragged
 from rl4rec.data.vocabulary import build_tokenizer
 from rl4rec.model.create import create_policy
 from rl4rec.model.policy import SlatePolicy
-from rl4rec.params import PolicyParams, RLParams
-from rl4rec.train.grpo import SlateGRPOTrainer, build_grpo
-from rl4rec.train.ppo import PPOTrainer
-from rl4rec.train.seeding import seed_everything
-from tests.train.helpers import make_monitor, rl_params
+from rl4rec.params import PolicyParams
+from tests.train.helpers import make_trainer, rl_params
 
 ITEMS, K = 8, 3
 GAINS = [1 / math.log2(slot + 2) for slot in range(K)]
@@ -49,8 +46,8 @@ OPTIMUM = sum(max(expected_gain(x, slate) for slate in slates_without(x)) for x 
 
 def scores_of(policy: SlatePolicy) -> Tensor:
     """Scores after each one-item history, (items, items), with gradients."""
-    histories = policy.pad_histories([np.array([x]) for x in range(ITEMS)])
-    return policy.candidate_scores(policy.prompt_states(histories), policy.support(histories)).double()
+    states = policy.encode([np.array([x]) for x in range(ITEMS)])
+    return policy.score_candidates(states, policy.support(states.histories)).double()
 
 
 def sampled_ndcg(policy: SlatePolicy) -> Tensor:
@@ -94,50 +91,30 @@ def circle(tmp_path: Path) -> PreparedData:
 
 
 @pytest.fixture
-def tokenizer(circle: PreparedData) -> PreTrainedTokenizerBase:
-    return build_tokenizer(circle.item_ids)
-
-
-@pytest.fixture
-def start(circle: PreparedData, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Path:
-    """Folder of an untrained policy with random opinions."""
+def start(circle: PreparedData) -> SlatePolicy:
+    """An untrained policy with random opinions."""
     torch.manual_seed(0)
     params = PolicyParams(n_layer=1, n_embd=16, n_head=1, dropout=0.0, max_history=4, score_temperature=0.25)
-    policy, _ = create_policy(params, circle.item_ids, tokenizer)
+    policy, _ = create_policy(params, circle.item_ids, build_tokenizer(circle.item_ids))
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    policy.save_pretrained(tmp_path / "start")
-    return tmp_path / "start"
+    return policy.train(False)
 
 
-def settings(**changes: object) -> RLParams:
+def trainer_for(algorithm: str, start: SlatePolicy, data: PreparedData, **changes: object) -> Any:
     """All weights train, on slates from the whole catalogue; the one validation keeps the last policy."""
-    values: dict[str, object] = {"candidates": {"source": "full"}, "eval_every": 10_000, "logging_steps": 50}
-    return rl_params(**(values | changes))
-
-
-def ppo_trainer(start: Path, data: PreparedData, folder: Path, **changes: object) -> PPOTrainer:
-    seed_everything(0)
-    monitor = make_monitor(data, folder / "best", [])
-    return PPOTrainer(
-        SlatePolicy.from_pretrained(start), data, settings(ppo={"temperature": 1.0, **changes}), monitor, folder / "ck"
+    rl = rl_params(
+        candidates={"source": "full"},
+        eval_every=10_000,
+        logging_steps=50,
+        **{algorithm: {"temperature": 1.0, **changes}},
     )
+    return make_trainer(algorithm, start, data, rl)
 
 
-def grpo_trainer(
-    start: Path, tokenizer: PreTrainedTokenizerBase, data: PreparedData, folder: Path, **changes: object
-) -> SlateGRPOTrainer:
-    seed_everything(0)
-    monitor = make_monitor(data, folder / "best", [])
-    return build_grpo(
-        start, tokenizer, data, settings(grpo={"temperature": 1.0, **changes}), monitor, checkpoints=folder / "ck"
-    )
-
-
-def assert_climbed(start: Path, end: Path) -> None:
+def assert_climbed(before: SlatePolicy, after: SlatePolicy) -> None:
     """From clearly below to the optimum: the ranking all but exactly, the sampled slates closely."""
-    before, after = SlatePolicy.from_pretrained(start), SlatePolicy.from_pretrained(end)
     with torch.no_grad():
         low, high = float(sampled_ndcg(before)), float(sampled_ndcg(after))
     assert max(greedy_ndcg(before), low) < 0.6 * OPTIMUM
@@ -152,20 +129,21 @@ def test_optimum_ranks_by_conditional_probability() -> None:
 
 
 @pytest.mark.parametrize("advantage", ["gae", "bandit"])
-def test_ppo_climbs_to_the_optimum(start: Path, circle: PreparedData, tmp_path: Path, advantage: str) -> None:
+def test_ppo_climbs_to_the_optimum(start: SlatePolicy, circle: PreparedData, advantage: str) -> None:
     ppo = {"batch_size": PROMPTS, "mini_batch_size": PROMPTS // 2, "learning_rate": 5e-3, "max_steps": 150}
-    ppo_trainer(start, circle, tmp_path, **ppo, advantage=advantage).train(digest="d")
-    assert_climbed(start, tmp_path / "best")
-
-
-@pytest.mark.parametrize("iterations", [1, 2])
-def test_grpo_climbs_to_the_optimum(
-    start: Path, circle: PreparedData, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, iterations: int
-) -> None:
-    grpo = {"batch_size": PROMPTS // 2, "num_sample_generations": 8, "learning_rate": 5e-3, "max_steps": 120}
-    trainer = grpo_trainer(start, tokenizer, circle, tmp_path, **grpo, num_iterations=iterations)
+    trainer = trainer_for("ppo", start, circle, **ppo, advantage=advantage)
     trainer.train()
-    assert_climbed(start, tmp_path / "best")
+    assert_climbed(start, trainer.policy)
+
+
+@pytest.mark.parametrize(("iterations", "loss_type"), [(1, "grpo"), (2, "grpo"), (2, "cispo")])
+def test_grpo_climbs_to_the_optimum(start: SlatePolicy, circle: PreparedData, iterations: int, loss_type: str) -> None:
+    grpo = {"batch_size": PROMPTS // 2, "num_sample_generations": 8, "learning_rate": 5e-3}
+    trainer = trainer_for(
+        "grpo", start, circle, **grpo, num_iterations=iterations, loss_type=loss_type, max_steps=120 // iterations
+    )
+    trainer.train()
+    assert_climbed(start, trainer.policy)
 
 
 def gradient(policy: SlatePolicy, value: Tensor) -> Tensor:
@@ -183,33 +161,24 @@ def assert_points_along(exact: Tensor, estimate: Tensor) -> None:
 
 
 @pytest.mark.parametrize("advantage", ["gae", "bandit"])
-def test_ppo_loss_has_the_gradient_of_expected_ndcg(
-    start: Path, circle: PreparedData, tmp_path: Path, advantage: str
-) -> None:
+def test_ppo_loss_has_the_gradient_of_expected_ndcg(start: SlatePolicy, circle: PreparedData, advantage: str) -> None:
     """Of the first update, with any values. The loss is a mean over live slots, the NDCG a slate's sum."""
     slates = 1000 * PROMPTS
     ppo = {"batch_size": slates, "mini_batch_size": slates, "ppo_epochs": 1, "max_steps": 1, "advantage": advantage}
-    trainer = ppo_trainer(start, circle, tmp_path, **ppo, lam=1.0, value_coef=0.0, whiten_advantages=False)
+    trainer = trainer_for("ppo", start, circle, **ppo, lam=1.0, value_coef=0.0, whiten_advantages=False)
     with torch.no_grad():
-        trainer.model.value_head.bias.copy_(torch.tensor([0.3, 0.2, 0.1]))
+        trainer.value_head.bias.copy_(torch.tensor([0.3, 0.2, 0.1]))
     rollout, _ = trainer.rollout(0, measure_kl=False)
-    loss, _ = trainer._loss(rollout, 0, 0)
+    loss, _ = trainer.loss(rollout)
     estimate = gradient(trainer.policy, -loss * rollout.live.sum() / slates)
     assert_points_along(gradient(trainer.policy, sampled_ndcg(trainer.policy)), estimate)
 
 
-def test_grpo_loss_has_the_gradient_of_expected_ndcg(
-    start: Path, circle: PreparedData, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    """With dr_grpo, unscaled. The loss is a mean over slots, and a slate is part of its own group's baseline."""
+def test_grpo_loss_has_the_gradient_of_expected_ndcg(start: SlatePolicy, circle: PreparedData) -> None:
+    """Unscaled. The loss is a mean over slots, and a slate is part of its own group's baseline."""
     group, prompts = 4, 64 * PROMPTS
-    trainer = grpo_trainer(
-        start, tokenizer, circle, tmp_path, batch_size=prompts, num_sample_generations=group, max_steps=1
-    )
-    policy = trainer.model
-    policy.train()
-    batch = trainer._generate_and_score_completions([row for row in trainer.train_dataset for _ in range(group)])
-    trainer.current_gradient_accumulation_steps = 1
-    loss = trainer.compute_loss(policy, batch)
-    estimate = gradient(policy, -loss * K * group / (group - 1))
-    assert_points_along(gradient(policy, sampled_ndcg(policy)), estimate)
+    trainer = trainer_for("grpo", start, circle, batch_size=prompts, num_sample_generations=group, max_steps=1)
+    (part,), _ = trainer.rollout(0, with_reference=False)
+    _, loss, _ = trainer.loss(part, None)
+    estimate = gradient(trainer.policy, -loss * K * group / (group - 1))
+    assert_points_along(gradient(trainer.policy, sampled_ndcg(trainer.policy)), estimate)

@@ -84,7 +84,7 @@ def test_new_items_can_be_told_apart_by_their_directions(checkpoint: Path, tiny_
     lm.save_pretrained(checkpoint)
     params = PolicyParams(init="pretrained", model_name=str(checkpoint), max_history=8)
     policy, _ = create_policy(params, tiny_data.item_ids, text_tokenizer())
-    directions = policy.item_weight().detach()
+    directions = policy.item_vectors().detach()
     cosines = (directions @ directions.T).fill_diagonal_(0.0)
     assert params.score == "cosine" and cosines.max() < 0.99
     old = policy.lm.get_output_embeddings().weight[: policy.config.item_offset]

@@ -19,6 +19,8 @@ from rl4rec.evaluation.protocols import evaluate
 from rl4rec.model.create import create_policy
 from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import Params
+from rl4rec.train.cross_entropy import NextItemsLoss
+from rl4rec.train.sft import sum_over_positions
 
 ITEMS, NAME = 20, "shop"
 SETTINGS = {
@@ -62,11 +64,10 @@ def policies(data: PreparedData, folder: Path) -> None:
     padded = torch.full((len(rows), width), -1)
     for row, items in enumerate(rows):
         padded[row, : len(items)] = torch.from_numpy(items)
-    labels = torch.where(padded[:, 1:] >= 0, padded[:, 1:], -100)
     for step in range(151):
         if step in (0, 6, 150):
             policy.save_pretrained(folder / str(step))
-        policy(input_ids=padded[:, :-1], labels=labels).loss.backward()
+        (sum_over_positions(policy, padded, NextItemsLoss()) / (padded[:, 1:] >= 0).sum()).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -104,5 +105,5 @@ def put(folder: Path, name: str, steps: int) -> None:
     policy = SlatePolicy.from_pretrained(folder / "models" / name)
     data = load_prepared(folder / "data" / "prepared")
     if policy.num_items == data.num_items:
-        result = evaluate(name, policy.factors, data, PARAMS.evaluate)
+        result = evaluate(name, policy, data, PARAMS.evaluate)
         save_evaluation(result, folder / f"metrics/{name}.json", folder / f"ranks/{name}.parquet")

@@ -109,7 +109,7 @@ def _items_of_version_one(scratch: Path) -> Path:
 def test_on_its_own_data_a_transferred_policy_ranks_as_it_does(project: Path) -> None:
     data = prepared(project, sequences(60))
     policy = SlatePolicy.from_pretrained(project / "models" / "grpo")
-    own = evaluate("grpo", policy.factors, data, PARAMS.evaluate)
+    own = evaluate("grpo", policy, data, PARAMS.evaluate)
     other = evaluate_elsewhere(
         project / "models" / "grpo", project / "data" / "prepared" / "items.parquet", data, PARAMS.evaluate
     )
@@ -121,14 +121,14 @@ def test_items_unknown_to_the_champion_rank_last_and_are_ignored_in_histories(pr
     scorer_items = project / "old.parquet"
     shutil.copy(next((project / "trained").parent.glob("data/prepared/items.parquet")), project / "new.parquet")
     pl.DataFrame({"item": [f"i{n}" for n in range(ITEMS)], "count": np.arange(ITEMS)}).write_parquet(scorer_items)
-    from rl4rec.ops.measure import transferred_scorer
+    from rl4rec.ops.measure import TransferredPolicy
 
     known = pl.read_parquet(scorer_items)
     policy = SlatePolicy.from_pretrained(project / "models" / "grpo").train(False)
-    score = transferred_scorer(policy, known["item"].to_list(), known["count"], later)
+    transferred = TransferredPolicy(policy, known["item"].to_list(), known["count"], later)
     index = {item: row for row, item in enumerate(later.item_ids)}
     histories = [np.array([index["j0"]]), np.array([index["i1"], index["j0"]]), np.array([index["i1"]])]
-    scores = score(histories)
+    scores = transferred.score(transferred.encode(histories))
     assert torch.isinf(scores[:, [index["j0"], index["j1"], index["j2"]]]).all()
     assert [scores[0, index[f"i{n}"]].item() for n in (0, 7, 19)] == [0.0, 7.0, 19.0]  # by popularity
     assert torch.equal(scores[1], scores[2])

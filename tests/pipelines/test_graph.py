@@ -45,7 +45,7 @@ def test_every_output_is_there(project: Path) -> None:
     assert low <= high
     assert "GRPO" in (project / "reports" / "comparison.md").read_text()
     assert (project / "reports" / "comparison.html").is_file()
-    assert (project / "models/crossfit/leave_out.safetensors").is_file()
+    assert (project / "models/crossfit/crossfit.safetensors").is_file()
     for policy in ("sft", "sft_continued", "ppo", "grpo"):
         assert (project / "models" / policy / "model.safetensors").is_file()
         *_, summary = (json.loads(line) for line in (project / "logs" / f"{policy}.jsonl").read_text().splitlines())

@@ -24,7 +24,7 @@ from rl4rec.data.ingest import ingest
 from rl4rec.data.prepare import prepare
 from rl4rec.errors import UserError
 from rl4rec.evaluation.files import load_evaluation, load_slates
-from rl4rec.model.crossfit_embeddings import LeaveOutEmbeddings, load_leave_out
+from rl4rec.model.crossfit_embeddings import FILE, CrossfitEmbeddings, load_crossfit
 from rl4rec.model.load import load_policy
 from rl4rec.ops.drift import measure_drift, read_evaluated, read_served
 from rl4rec.ops.workspace import make_workspace as make_pipeline_workspace
@@ -149,8 +149,8 @@ def _lists(column: str) -> Callable[[Path], list[bytes]]:
 
 def _tables(folder: Path) -> list[bytes]:
     path = folder / "seed.safetensors"
-    LeaveOutEmbeddings(torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), 5).save(folder / "seed")
-    data = (folder / "seed" / "leave_out.safetensors").read_bytes()
+    CrossfitEmbeddings(torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), 4).save(folder / "seed")
+    data = (folder / "seed" / FILE).read_bytes()
     _tidy(folder, set(folder.rglob("*")) - set((folder / "seed").rglob("*")) - {folder / "seed", path})
     return [data]
 
@@ -244,7 +244,7 @@ TARGETS: Mapping[str, Target] = {
     "prepared-stats": Target("data/prepared/stats.json", _own("data/prepared/stats.json"), _prepared),
     "policy-config": Target("models/sft/config.json", _own("models/sft/config.json"), _policy),
     "policy-weights": Target("models/sft/model.safetensors", _own("models/sft/model.safetensors"), _policy),
-    "leave-out": Target("models/crossfit/leave_out.safetensors", _tables, lambda folder: load_leave_out(folder / "models" / "crossfit", tables=2)),
+    "crossfit": Target("models/crossfit/crossfit.safetensors", _tables, lambda folder: load_crossfit(folder / "models" / "crossfit", tables=2)),
     "users-jsonl": Target("users.jsonl", _given('{"history": ["i1", "x"], "exclude": []}\n{"history": null}\n'), _recommend("users.jsonl")),
     "users-parquet": Target("users.parquet", _lists("history"), _recommend("users.parquet")),
     "served": Target("served.parquet", _lists("items"), _monitor),

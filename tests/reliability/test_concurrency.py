@@ -16,10 +16,9 @@ from rl4rec.data.ingest import ingest
 from rl4rec.data.sources.interactions import read_interactions
 from rl4rec.data.store import store_files
 from rl4rec.errors import UserError
-from rl4rec.model.load import load_policy
+from rl4rec.model.load import load_policy, save_policy
 from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import Columns
-from rl4rec.train.monitor import save_policy
 from tests.graph import TINY, make_project
 
 SLOW_PREPARE = """

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import copy
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,11 @@ from rl4rec.model.load import load_policy
 from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import ContinuedParams, PolicyParams, SFTParams
 from rl4rec.serve.recommender import load_recommender
-from rl4rec.train.continued import ContinuedSFTTrainer
-from rl4rec.train.grpo import train_grpo
-from rl4rec.train.ppo import PPOTrainer
+from rl4rec.train.loop import Trainer
 from rl4rec.train.seeding import seed_everything
-from rl4rec.train.sft import train_sft
+from rl4rec.train.sft import SFTTrainer
 from tests.reliability.bad_inputs import PICKLE, set_config, set_inner
-from tests.train.helpers import make_monitor, raises_interrupted, rl_params, same_weights
+from tests.train.helpers import make_run, make_trainer, raises_interrupted, rl_params, same_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -189,25 +188,13 @@ def sft_folder(tiny_data: PreparedData, tiny_tokenizer: PreTrainedTokenizerBase,
     return tmp_path / "sft"
 
 
-def training(
-    name: str, sft: Path, data: PreparedData, tokenizer: PreTrainedTokenizerBase, folder: Path, stop: int | None
-) -> Callable[[], object]:
+def training(name: str, start: SlatePolicy, data: PreparedData, stop: int | None) -> Trainer:
     """One of the four ways to train, to be interrupted at step `stop`."""
-    seed_everything(0)
-    monitor, checkpoints = make_monitor(data, folder / "best", [], interrupt_at=stop), folder / "checkpoints"
     rl = rl_params(sft_continued=ContinuedParams(learning_rate=1e-3))
-    match name:
-        case "sft":
-            policy = SlatePolicy.from_pretrained(sft)
-            return lambda: train_sft(policy, tokenizer, data, SFT, monitor, checkpoints=checkpoints, digest="d")
-        case "grpo":
-            return lambda: train_grpo(sft, tokenizer, data, rl, monitor, checkpoints=checkpoints, digest="d")
-        case "ppo":
-            ppo = PPOTrainer(SlatePolicy.from_pretrained(sft), data, rl, monitor, checkpoints)
-            return lambda: ppo.train(digest="d")
-        case _:
-            control = ContinuedSFTTrainer(SlatePolicy.from_pretrained(sft), data, rl, monitor, checkpoints)
-            return lambda: control.train(digest="d")
+    if name == "sft":
+        return SFTTrainer(copy.deepcopy(start), data, SFT, make_run(data, [], interrupt_at=stop))
+    trainer: Trainer = make_trainer(name, start, data, rl, interrupt_at=stop)
+    return trainer
 
 
 @pytest.mark.parametrize(("name", "stop"), [("sft", 20), ("grpo", 6), ("ppo", 6), ("sft_continued", 6)])
@@ -216,24 +203,27 @@ def test_training_goes_on_without_unpickling(
     stop: int,
     sft_folder: Path,
     tiny_data: PreparedData,
-    tiny_tokenizer: PreTrainedTokenizerBase,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     watch: Watch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    training(name, sft_folder, tiny_data, tiny_tokenizer, tmp_path / "whole", None)()
-    assert raises_interrupted(training(name, sft_folder, tiny_data, tiny_tokenizer, tmp_path / "cut", stop))
-    written = [path for path in (tmp_path / "cut").rglob("*") if path.is_file()]
+    start, checkpoints = load_policy(sft_folder), tmp_path / "checkpoints"
+    whole = training(name, start, tiny_data, None)
+    whole.train()
+    broken = training(name, start, tiny_data, stop)
+    assert raises_interrupted(lambda: broken.train(checkpoints=checkpoints, digest="d"))
+    written = [path for path in checkpoints.rglob("*") if path.is_file()]
     assert any(path.parent.name.startswith("checkpoint-") for path in written)
-    assert {path.suffix for path in written} <= {".json", ".safetensors", ".md"}
-    for folder in (tmp_path / "cut" / "checkpoints").glob("checkpoint-*"):
+    assert {path.suffix for path in written} == {".json", ".safetensors"}
+    for folder in checkpoints.glob("checkpoint-*"):
         for planted in PLANTED:
             (folder / planted).write_bytes(PICKLE)
+    resumed = training(name, start, tiny_data, None)
     with watch:
-        training(name, sft_folder, tiny_data, tiny_tokenizer, tmp_path / "cut", None)()
+        resumed.train(checkpoints=checkpoints, digest="d")
     assert not (tmp_path / "executed").exists()
-    assert same_weights(tmp_path / "whole/best", tmp_path / "cut/best")
+    assert same_weights(whole.policy, resumed.policy)
 
 
 def test_a_policy_is_loaded_and_ranks_without_unpickling(

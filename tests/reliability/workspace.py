@@ -15,11 +15,11 @@ from rl4rec.data.prepare import prepare
 from rl4rec.data.vocabulary import build_tokenizer
 from rl4rec.evaluation.files import save_evaluation
 from rl4rec.evaluation.protocols import evaluate
-from rl4rec.evaluation.scorers import popularity_scorer
 from rl4rec.model.create import create_policy
+from rl4rec.model.load import save_policy
+from rl4rec.model.ranking import PopularityPolicy
 from rl4rec.params import Params
 from rl4rec.report import compare_policies
-from rl4rec.train.monitor import save_policy
 
 NUM_ITEMS = 24
 SETTINGS = {
@@ -53,7 +53,7 @@ def make_workspace(folder: Path) -> Path:
     save_policy(policy, folder / "models" / "sft")
     tokenizer.save_pretrained(folder / "models" / "sft")
     (folder / "logs").mkdir()
-    found = evaluate("popularity", popularity_scorer(data), data, params.evaluate)
+    found = evaluate("popularity", PopularityPolicy(data.item_counts), data, params.evaluate)
     for name in POLICIES:
         tables = (folder / kind / f"{name}.parquet" for kind in ("ranks", "slates"))
         save_evaluation(replace(found, policy=name), folder / "metrics" / f"{name}.json", *tables)

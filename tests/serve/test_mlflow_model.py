@@ -26,12 +26,12 @@ from rl4rec.data.prepare import prepare
 from rl4rec.data.vocabulary import build_tokenizer
 from rl4rec.errors import UserError
 from rl4rec.evaluation.files import save_evaluation
+from rl4rec.evaluation.policies import load_ranking_policy
 from rl4rec.evaluation.protocols import evaluate
 from rl4rec.evaluation.ranking import ranked_fold, recommended_items
-from rl4rec.evaluation.scorers import load_scorer
 from rl4rec.model.create import create_policy
 from rl4rec.model.policy import SlatePolicy
-from rl4rec.model.scores import Factors
+from rl4rec.model.scores import Scores
 from rl4rec.ops.tracking import log_policy_model
 from rl4rec.params import DataParams, EvaluateParams, PolicyParams, SimulatedShop
 from rl4rec.serve.mlflow_model import PolicyModel
@@ -46,11 +46,14 @@ class Known:
     def __init__(self, mask_seen: bool) -> None:
         self.config = SimpleNamespace(mask_seen=mask_seen)
 
-    def factors(self, histories: Sequence[npt.NDArray[Any]]) -> Factors:
+    def encode(self, histories: Sequence[npt.NDArray[Any]]) -> Sequence[npt.NDArray[Any]]:
+        return histories
+
+    def score(self, histories: Sequence[npt.NDArray[Any]]) -> Scores:
         scores = torch.arange(5.0).repeat(len(histories), 1)
         for row, history in enumerate(histories):
             scores[row, (int(history[-1]) + 1) % 5] = 10.0
-        return Factors(scores, torch.eye(5))
+        return Scores(scores, torch.eye(5))
 
 
 def model(*, mask_seen: bool = True) -> PolicyModel:
@@ -154,7 +157,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in policy.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     policy.save_pretrained(folder / "models" / "sft")
-    scorer = load_scorer("sft", data, folder / "models")
+    scorer = load_ranking_policy("sft", data, folder / "models")
     evaluation = evaluate("sft", scorer, data, EvaluateParams(negatives=20, batch_size=64))
     save_evaluation(evaluation, folder / "metrics" / "sft.json", folder / "ranks" / "sft.parquet")
     return folder
@@ -172,8 +175,9 @@ def test_logged_model_ranks_like_the_evaluator_for_every_user(evaluated: Path) -
     fold = ranked_fold(data, "test")
     ranks = pl.read_parquet(evaluated / "ranks" / "sft.parquet")
     assert ranks["user_row"].to_list() == fold.user_rows.tolist() and len(fold.targets) > 300
-    scores = load_scorer("sft", data, evaluated / "models")([fold.history[row] for row in range(len(fold.targets))])
-    assert isinstance(scores, Factors)
+    policy = load_ranking_policy("sft", data, evaluated / "models")
+    scores = policy.score(policy.encode([fold.history[row] for row in range(len(fold.targets))]))
+    assert isinstance(scores, Scores)
     masked = scores.states @ scores.items.T
     masked[fold.seen_pairs(0, len(masked), masked.device)] = -torch.inf
     expected = recommended_items(masked.detach(), data.num_items).tolist()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rl4rec.train.losses import bandit, explained_variance, gae, live_slots, whiten
+from rl4rec.train.losses import bandit, explained_variance, gae, group_advantages, live_slots, whiten
 
 
 def test_the_episode_ends_at_the_hit() -> None:
@@ -38,6 +38,35 @@ def test_bandit_gives_every_live_slot_the_whole_reward_less_the_prompts_value() 
     advantages, returns = bandit(rewards, values, torch.tensor([[True, True, False]]))
     assert advantages[0].tolist() == pytest.approx([0.2, 0.2, 0.0])
     assert returns[0].tolist() == pytest.approx([0.5, 0.5, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [
+        ("none", [[0.5, -0.5], [0.25, -0.25]]),
+        # deviations of the groups: sqrt(.5) and sqrt(.125)
+        ("group", [[0.5 / 0.707207, -0.5 / 0.707207], [0.25 / 0.353653, -0.25 / 0.353653]]),
+        # of all four: mean .5, squares .25 + .25 + .0625 + .0625 = .625, a third of it has the root .456435
+        ("batch", [[0.5 / 0.456535, -0.5 / 0.456535], [0.25 / 0.456535, -0.25 / 0.456535]]),
+    ],
+)
+def test_advantages_of_a_group(scale: str, expected: list[list[float]]) -> None:
+    rewards = torch.tensor([[1.0, 0.0], [0.75, 0.25]])
+    found = group_advantages(rewards, scale)  # type: ignore[arg-type]
+    assert found.tolist() == [pytest.approx(row, abs=1e-5) for row in expected]
+
+
+def test_the_batch_may_be_that_of_all_processes() -> None:
+    rewards, everywhere = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0], [4.0, 3.0]])
+    # of all four: mean 2, squares 1 + 4 + 4 + 1 = 10, a third of it has the root 1.825742
+    found = group_advantages(rewards, "batch", spread=everywhere)
+    assert found[0].tolist() == pytest.approx([0.5 / 1.825842, -0.5 / 1.825842], abs=1e-5)
+    assert group_advantages(rewards, "none", spread=everywhere).tolist() == [[0.5, -0.5]]
+
+
+def test_a_group_without_spread_has_no_advantage() -> None:
+    for scale in ("none", "group", "batch"):
+        assert group_advantages(torch.tensor([[0.5, 0.5, 0.5]]), scale).tolist() == [[0.0, 0.0, 0.0]]  # type: ignore[arg-type]
 
 
 def test_whitening_ignores_what_is_masked() -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from rl4rec.data.dataset import PreparedData
 from rl4rec.model.policy import SlatePolicy
@@ -24,10 +23,7 @@ from rl4rec.train.checkpoints import (
     save_optimizer,
     seal,
 )
-from rl4rec.train.grpo import train_grpo
-from rl4rec.train.ppo import PPOTrainer
-from rl4rec.train.seeding import seed_everything
-from tests.train.helpers import make_monitor, raises_interrupted, rl_params, same_weights
+from tests.train.helpers import make_trainer, measured, raises_interrupted, rl_params, same_weights
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -123,37 +119,25 @@ def test_optimizer_and_schedule_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert second[1].param_groups[0]["betas"] == (0.9, 0.98)
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "sft_continued"])
 @pytest.mark.parametrize("tiny_policy", ["cosine"], indirect=True)
 def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one_without_unpickling(
-    algorithm: str,
-    tiny_policy: SlatePolicy,
-    tiny_data: PreparedData,
-    tiny_tokenizer: PreTrainedTokenizerBase,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    algorithm: str, tiny_policy: SlatePolicy, tiny_data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny_policy.save_pretrained(tmp_path / "sft")
     rl = rl_params(eval_every=2)
+    rows: dict[str, list[dict[str, float]]] = {"whole": [], "broken": [], "resumed": []}
 
-    def run(name: str, interrupt_at: int | None = None) -> list[dict[str, float]]:
-        rows: list[dict[str, float]] = []
-        folder = tmp_path / name
-        seed_everything(0)
-        monitor = make_monitor(tiny_data, folder / "best", rows, interrupt_at=interrupt_at)
-        if algorithm == "ppo":
-            policy = SlatePolicy.from_pretrained(tmp_path / "sft")
-            PPOTrainer(policy, tiny_data, rl, monitor, folder / "ck").train(digest="d")
-        else:
-            train_grpo(tmp_path / "sft", tiny_tokenizer, tiny_data, rl, monitor, checkpoints=folder / "ck", digest="d")
-        return rows
+    def run(name: str, folder: str, interrupt_at: int | None = None) -> SlatePolicy:
+        trainer = make_trainer(algorithm, tiny_policy, tiny_data, rl, rows[name], interrupt_at=interrupt_at)
+        trainer.train(checkpoints=tmp_path / folder, digest="d")
+        return trainer.policy
 
-    whole = run("whole")
-    assert raises_interrupted(lambda: run("cut", interrupt_at=8))
-    kept = sorted((tmp_path / "cut/ck").glob("checkpoint-*"))
+    whole = run("whole", "whole")
+    assert raises_interrupted(lambda: run("broken", "cut", interrupt_at=8))
+    kept = sorted((tmp_path / "cut").glob("checkpoint-*"))
     assert [path.name for path in kept] == ["checkpoint-4", "checkpoint-6"]
     for path in kept[1].rglob("*"):
-        assert path.is_dir() or path.suffix in (".safetensors", ".json", ".jinja"), path
+        assert path.is_dir() or path.suffix in (".safetensors", ".json"), path
     flip_a_bit(kept[1])
 
     def refuse(*_: object, **__: object) -> None:
@@ -162,7 +146,18 @@ def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one_without_unpickli
     monkeypatch.setattr(torch, "load", refuse)
     monkeypatch.setattr(pickle, "load", refuse)
     monkeypatch.setattr(pickle, "Unpickler", refuse)
-    resumed = run("cut")
-    assert same_weights(tmp_path / "whole/best", tmp_path / "cut/best")
-    rewards = [[row["train/reward"] for row in rows if "train/reward" in row] for rows in (whole, resumed)]
-    assert rewards[0] == rewards[1]
+    assert same_weights(whole, run("resumed", "cut"))
+    assert measured(rows["whole"]) == measured(rows["resumed"])
+
+
+def test_a_checkpoint_of_another_run_is_not_used(
+    tiny_policy: SlatePolicy, tiny_data: PreparedData, tmp_path: Path
+) -> None:
+    other, alone = (make_trainer("grpo", tiny_policy, tiny_data, rl_params()) for _ in range(2))
+    make_trainer("grpo", tiny_policy, tiny_data, rl_params(eval_every=2)).train(checkpoints=tmp_path, digest="d")
+    rows: list[dict[str, float]] = []
+    other.run._on_log = rows.append
+    other.train(checkpoints=tmp_path, digest="another")
+    assert [row["step"] for row in rows if "train/loss" in row] == [2, 4, 6, 8]
+    alone.train()
+    assert same_weights(other.policy, alone.policy)

@@ -6,7 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rl4rec.train import cross_entropy
 from rl4rec.train.cross_entropy import (
-    IGNORE,
+    NONE,
+    ItemSampler,
     NextItemsLoss,
     SampledItems,
     Targets,
@@ -14,7 +15,6 @@ from rl4rec.train.cross_entropy import (
     linear_cross_entropy,
     sampled_cross_entropy,
 )
-from rl4rec.train.item_sampler import ItemSampler
 
 
 def one_target(items: torch.Tensor) -> Targets:
@@ -143,9 +143,9 @@ def test_frozen_embeddings_get_no_gradient() -> None:
 def test_a_window_of_targets_worked_by_hand() -> None:
     # One sequence 7 4 9 | one with a single next item. Window 3, decay 1/2: weights 4:2:1, then 4:2, then 1.
     loss = NextItemsLoss(window=3, decay=0.5)
-    following = loss.following(torch.tensor([[7, 4, 9], [8, IGNORE, IGNORE]]))
-    assert following[0].tolist() == [[7, 4, 9], [4, 9, IGNORE], [9, IGNORE, IGNORE]]
-    assert following[1, 0].tolist() == [8, IGNORE, IGNORE]
+    following = loss.following(torch.tensor([[7, 4, 9], [8, NONE, NONE]]))
+    assert following[0].tolist() == [[7, 4, 9], [4, 9, NONE], [9, NONE, NONE]]
+    assert following[1, 0].tolist() == [8, NONE, NONE]
     targets = loss.targets(following[[0, 0, 0, 1], [0, 1, 2, 0]])
     assert targets.items.tolist() == [[7, 4, 9], [4, 9, 4], [9, 9, 9], [8, 8, 8]]
     expected = torch.tensor([[4 / 7, 2 / 7, 1 / 7], [2 / 3, 1 / 3, 0], [1, 0, 0], [1, 0, 0]])
@@ -180,7 +180,7 @@ def test_every_item_drawn_as_expected_gives_the_full_softmax() -> None:
 def test_sampled_and_full_loss_agree_when_every_item_is_drawn_as_expected(unit_rows: bool, smoothing: float) -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(6, 4), torch.randn(13, 4)
-    following = torch.tensor([[1, 5], [2, 2], [0, IGNORE], [12, 3], [7, 7], [4, IGNORE]])
+    following = torch.tensor([[1, 5], [2, 2], [0, NONE], [12, 3], [7, 7], [4, NONE]])
     loss = NextItemsLoss(window=2, decay=0.4, label_smoothing=smoothing)
     twice = SampledItems(torch.arange(13).repeat(2), torch.full((26,), 2.0))
     sampled, full = (loss(hidden, weight, following, draws, unit_rows=unit_rows) for draws in (twice, None))

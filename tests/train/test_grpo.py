@@ -1,137 +1,194 @@
-"""GRPO on TRL: token prompts, the shared distribution, the loss's gradient, learning, resuming."""
+"""GRPO: the shared distribution, a step's gradient, updates, accumulation, scaling, CISPO, KL, learning, resuming."""
 
-import inspect
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import trl
-from transformers import PreTrainedTokenizerBase
-from trl import GRPOTrainer
+from torch import Tensor
 
 from rl4rec.data.dataset import PreparedData
 from rl4rec.metrics import slate_gains
 from rl4rec.model.policy import SlatePolicy
-from rl4rec.params import GRPOParams, RLParams
-from rl4rec.train.grpo import SlateGRPOTrainer, build_grpo, grpo_steps, train_grpo
-from rl4rec.train.prompts import PromptSet
-from rl4rec.train.seeding import seed_everything
-from rl4rec.train.token_prompts import place_in_group, prompt_texts, read_prompts
-from tests.train.helpers import make_monitor, raises_interrupted, rl_params, same_weights
+from rl4rec.params import GRPOParams
+from rl4rec.train.grpo import GRPOTrainer
+from rl4rec.train.loop import count_steps
+from tests.train.helpers import make_trainer, measured, raises_interrupted, rl_params, same_weights
+
+BASE = {"batch_size": 8, "num_sample_generations": 4, "learning_rate": 5e-3, "temperature": 1.0, "max_steps": 8}
 
 
-@pytest.fixture
-def sft_folder(tiny_policy: SlatePolicy, tmp_path: Path) -> Path:
-    tiny_policy.save_pretrained(tmp_path / "sft")
-    return tmp_path / "sft"
+def log_probs_of(trainer: GRPOTrainer, part: object) -> Tensor:
+    """Of a part's slates under the policy as it is, with gradients."""
+    states = trainer.policy.encode(part.prompts.histories)
+    return trainer.policy.log_probs(states, part.support, part.slates).log_probs
 
 
-def trainer_for(
-    sft: Path, tokenizer: PreTrainedTokenizerBase, data: PreparedData, rl: RLParams, folder: Path
-) -> SlateGRPOTrainer:
-    seed_everything(0)
-    return build_grpo(sft, tokenizer, data, rl, make_monitor(data, folder / "best", []), checkpoints=folder / "ck")
+def gradients(policy: SlatePolicy) -> dict[str, Tensor]:
+    return {name: weight.grad.clone() for name, weight in policy.named_parameters() if weight.grad is not None}
 
 
-def test_prompts_survive_the_way_through_text_and_padding(
-    tiny_policy: SlatePolicy, tiny_data: PreparedData, tiny_tokenizer: PreTrainedTokenizerBase
-) -> None:
-    batch = PromptSet(tiny_data, max_history=8, seed=0).visit(0, 6)
-    texts = prompt_texts(batch, tiny_tokenizer, tiny_policy)
-    tokens = tiny_tokenizer([texts[i] for i in (3, 0, 3, 5)], padding=True, return_tensors="pt")["input_ids"]
-    read = read_prompts(tokens, tiny_policy)
-    assert len(read.targets) == 3
-    for row, prompt in enumerate((3, 0, 3, 5)):
-        own = int(read.rows[row])
-        length = int(read.histories.lengths[own])
-        assert read.histories.items[own, :length].tolist() == batch.histories[prompt].tolist()
-        assert (read.histories.items[own, length:] == -1).all()
-        assert int(read.targets[own]) == batch.targets[prompt]
-        assert int(read.seeds[own]) == batch.seeds[prompt]
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys() and max(float(each.abs().max()) for each in theirs.values()) > 1e-3
+    for name, gradient in ours.items():
+        assert torch.allclose(gradient, theirs[name], atol=1e-6), name
 
 
-def test_place_in_group() -> None:
-    assert place_in_group(torch.tensor([0, 1, 0, 0, 1, 2])).tolist() == [0, 0, 1, 2, 1, 0]
+def assert_equally_trained(one: SlatePolicy, two: SlatePolicy) -> None:
+    """But for the keys' bias: attention ignores it, so that Adam scales up its rounding."""
+    for (name, weight), other in zip(one.named_parameters(), two.parameters(), strict=True):
+        apart = (weight - other).abs().detach()
+        if name.endswith("c_attn.bias"):
+            apart[16:32] = 0.0
+        assert apart.max() < 2e-5, name
 
 
 @pytest.mark.parametrize("generation", ["slate", "autoregressive"])
 @pytest.mark.parametrize("source", ["uniform", "popularity", "full"])
 def test_recomputed_log_probs_are_those_of_the_sampled_slates(
-    sft_folder: Path,
-    tiny_data: PreparedData,
-    tiny_tokenizer: PreTrainedTokenizerBase,
-    tmp_path: Path,
-    source: str,
-    generation: str,
+    tiny_policy: SlatePolicy, tiny_data: PreparedData, source: str, generation: str
 ) -> None:
-    """Rollout through TRL, then log-probabilities through TRL: each row equals the policy's own, alone."""
-    rl = rl_params(candidates={"source": source, "negatives": 8})
-    trainer = trainer_for(sft_folder, tiny_tokenizer, tiny_data, rl, tmp_path)
-    policy = trainer.model
-    policy.config.generation = generation
-    rows = [trainer.train_dataset[i] for i in (0, 0, 0, 0, 1, 1, 1, 1)]
-    policy.train()
-    batch = trainer._generate_and_score_completions(rows)
-    tokens = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
-    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-    log_probs, entropy, _ = trainer._get_per_token_logps_and_entropies(policy, tokens, mask, 3, compute_entropy=True)
-    assert log_probs.shape == entropy.shape == (8, 3)
+    """Of a part in the middle of a rollout, after its slates: each row equals the policy's own, alone."""
+    rl = rl_params(
+        candidates={"source": source, "negatives": 8},
+        grpo=BASE | {"batch_size": 2, "gradient_accumulation_steps": 3, "temperature": 0.7},
+    )
+    tiny_policy.config.generation = generation
+    trainer = make_trainer("grpo", tiny_policy, tiny_data, rl)
+    parts, _ = trainer.rollout(1, with_reference=True)
+    assert [len(part.prompts) for part in parts] == [2, 2, 2]
+    log_probs, _, _ = trainer.loss(parts[1], None)
+    assert log_probs.shape == (2, 4, 3) and log_probs.requires_grad
+    assert torch.allclose(log_probs, parts[1].reference, atol=1e-6)
 
-    prompts = PromptSet(tiny_data, max_history=8, seed=0).visit(0, 2)
-    slates = batch["completion_ids"] - policy.config.item_offset
-    for row in range(8):
-        prompt = row // 4
-        history = policy.pad_histories([prompts.histories[prompt]])
-        target = torch.tensor([int(prompts.targets[prompt])])
-        seed = torch.tensor([int(prompts.seeds[prompt])])
-        support = policy.support(history, policy.rule.candidates(history, target, seed))
-        assert support.mask[0, support.positions(slates[row].view(1, 1, 3)).flatten()].all()
-        own = policy.log_probs(history, support, slates[row].view(1, 1, 3)).log_probs[0, 0]
-        assert torch.allclose(log_probs[row], own, atol=1e-5)
-    rewards = slate_gains(slates, torch.from_numpy(np.repeat(prompts.targets, 4))).sum(-1)
-    centred = rewards.view(2, 4) - rewards.view(2, 4).mean(1, keepdim=True)
-    assert torch.allclose(batch["advantages"].view(2, 4), centred, atol=1e-5)
+    prompts, policy = trainer.prompts.visit(6 + 2, 2), trainer.policy  # six prompts a step, two a part
+    for row in range(2):
+        history = policy.pad_histories([prompts.histories[row]])
+        target, seed = torch.tensor([int(prompts.targets[row])]), torch.tensor([int(prompts.seeds[row])])
+        support = policy.support(history, trainer.candidates.candidates(history, target, seed))
+        slates = parts[1].slates[row].unsqueeze(0)
+        assert support.mask[0, support.positions(slates).flatten()].all()
+        own, _ = policy.log_probs(policy.encode(history), support, slates, temperature=0.7)
+        assert torch.allclose(log_probs[row], own[0], atol=1e-5)
+    rewards = slate_gains(parts[1].slates, torch.from_numpy(prompts.targets).unsqueeze(1)).sum(-1)
+    assert torch.allclose(parts[1].advantages, rewards - rewards.mean(1, keepdim=True), atol=1e-6)
 
 
+def test_slates_are_drawn_at_the_temperature(tiny_policy: SlatePolicy, tiny_data: PreparedData) -> None:
+    """All but frozen, every slate is the ranking."""
+    rl = rl_params(candidates={"source": "full"}, grpo=BASE | {"temperature": 1e-6})
+    (part,), _ = make_trainer("grpo", tiny_policy, tiny_data, rl).rollout(0, with_reference=False)
+    items = part.prompts.histories.items
+    ranked, _ = tiny_policy.recommend([row[row >= 0].numpy() for row in items], k=3)
+    assert torch.equal(part.slates, ranked.unsqueeze(1).expand(-1, 4, -1))
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "cispo"])
 def test_gradient_of_a_step_is_the_policy_gradient(
-    sft_folder: Path, tiny_data: PreparedData, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+    tiny_policy: SlatePolicy, tiny_data: PreparedData, loss_type: str
 ) -> None:
-    """dr_grpo without scaling: the gradient of -(1 / nk) sum of advantage times log-probability."""
-    rl = rl_params(sft_coef=0.3)
-    trainer = trainer_for(sft_folder, tiny_tokenizer, tiny_data, rl, tmp_path)
-    policy = trainer.model
-    policy.train()
-    rows = [trainer.train_dataset[i] for i in range(4) for _ in range(4)]
-    batch = trainer._generate_and_score_completions(rows)
-    trainer.current_gradient_accumulation_steps = 1
-    trainer.compute_loss(policy, batch).backward()
-    ours = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
-    policy.zero_grad()
-
-    prompts = PromptSet(tiny_data, max_history=8, seed=0).visit(0, 4)
-    histories = policy.pad_histories(prompts.histories)
-    targets, seeds = torch.from_numpy(prompts.targets), torch.from_numpy(prompts.seeds)
-    candidates = policy.rule.candidates(histories, targets, seeds)
-    slates = (batch["completion_ids"] - policy.config.item_offset).view(4, 4, 3)
-    output = policy(histories=histories, candidates=candidates, slates=slates, targets=targets)
-    loss = -(batch["advantages"].view(4, 4, 1) * output.log_probs).sum() / (16 * 3) + 0.3 * output.target_loss
+    """The gradient of -(1 / nk) sum of advantage times log-probability, of both losses: no ratio has left 1."""
+    rl = rl_params(sft_coef=0.3, grpo=BASE | {"loss_type": loss_type})
+    trainer = make_trainer("grpo", tiny_policy, tiny_data, rl)
+    (part,), _ = trainer.rollout(0, with_reference=False)
+    _, loss, stats = trainer.loss(part, None)
     loss.backward()
-    for name, parameter in policy.named_parameters():
-        assert torch.allclose(ours[name], parameter.grad, atol=1e-6), name
+    ours = gradients(trainer.policy)
+    assert stats["clip_fraction"] == 0.0 and "kl" not in stats
+    trainer.policy.zero_grad()
+
+    states = trainer.policy.encode(part.prompts.histories)
+    scores = states.vectors @ trainer.policy.item_vectors().T
+    open_ = torch.zeros(8, 24, dtype=torch.bool)
+    for row in range(8):
+        open_[row, part.support.items[row][part.support.mask[row]]] = True
+    log_q = torch.log_softmax(scores.masked_fill(~open_, -torch.inf), 1)
+    supervised = -log_q[torch.arange(8), part.prompts.targets].mean()
+    assert stats["target_loss"].item() == pytest.approx(supervised.item(), abs=1e-5)
+    policy_loss = -(part.advantages.unsqueeze(-1) * log_probs_of(trainer, part)).sum() / (8 * 4 * 3)
+    (policy_loss + 0.3 * supervised).backward()
+    assert_same(ours, gradients(trainer.policy))
 
 
-def test_learns_and_logs_under_our_names(
-    sft_folder: Path, tiny_data: PreparedData, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+@pytest.mark.parametrize("loss_type", ["grpo", "cispo"])
+def test_every_update_after_the_first_has_ratios_to_the_policy_that_sampled(
+    tiny_policy: SlatePolicy, tiny_data: PreparedData, loss_type: str
+) -> None:
+    """Three updates on one rollout, against the same ones written out, with bounds that are reached."""
+    bounds = {"clip_range": 0.02, "clip_range_high": 0.05, "cispo_max_ratio": 1.03, "loss_type": loss_type}
+    rl = rl_params(grpo=BASE | {"num_iterations": 3, "learning_rate": 2e-3} | bounds)
+    trainer, plain = (make_trainer("grpo", tiny_policy, tiny_data, rl) for _ in range(2))
+    stats = trainer.train_step(0, logged=False)
+    assert 0.1 < float(stats["clip_fraction"]) < 0.9
+
+    (part,), _ = plain.rollout(0, with_reference=False)
+    old, advantages = log_probs_of(plain, part).detach(), part.advantages.unsqueeze(-1)
+    for _ in range(3):
+        now = log_probs_of(plain, part)
+        ratio = (now - old).exp()
+        if loss_type == "cispo":
+            followed = advantages * now * torch.where(ratio > 1.03, torch.tensor(1.03), ratio).detach()
+        else:
+            raised = torch.where(ratio < 0.98, torch.tensor(0.98), ratio)
+            bounded = torch.where(ratio > 1.05, torch.tensor(1.05), raised)
+            followed = torch.where(ratio * advantages < bounded * advantages, ratio * advantages, bounded * advantages)
+        (-followed.sum() / (8 * 4 * 3)).backward()
+        plain.update()
+    assert_equally_trained(trainer.policy, plain.policy)
+    assert trainer.optimizer.state[next(iter(trainer.policy.parameters()))]["step"].item() == 3
+
+
+@pytest.mark.parametrize("scale", ["none", "group", "batch"])
+def test_accumulated_parts_are_one_batch(tiny_policy: SlatePolicy, tiny_data: PreparedData, scale: str) -> None:
+    shared = BASE | {"scale_rewards": scale, "num_iterations": 2, "entropy_coef": 0.05, "kl_coef": 0.1}
+    ends, numbers = [], []
+    for size, accumulated in ((8, 1), (2, 4)):
+        rl = rl_params(sft_coef=0.2, grpo=shared | {"batch_size": size, "gradient_accumulation_steps": accumulated})
+        trainer = make_trainer("grpo", tiny_policy, tiny_data, rl)
+        assert trainer.samples_per_step == 32
+        numbers.append({name: float(value) for name, value in trainer.train_step(0, logged=True).items()})
+        ends.append(trainer.policy)
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-3, abs=1e-6)
+    assert_equally_trained(*ends)
+
+
+@pytest.mark.parametrize("scale", ["none", "group", "batch"])
+def test_advantages_are_scaled_over_the_whole_rollout(
+    tiny_policy: SlatePolicy, tiny_data: PreparedData, scale: str
 ) -> None:
     rl = rl_params(
-        grpo=GRPOParams(batch_size=16, num_sample_generations=8, learning_rate=1e-2, temperature=1.0, max_steps=40),
-        eval_every=20,
+        reward_type="hit",
+        grpo=BASE | {"batch_size": 4, "gradient_accumulation_steps": 2, "scale_rewards": scale},
     )
+    trainer = make_trainer("grpo", tiny_policy, tiny_data, rl)
+    parts, _ = trainer.rollout(0, with_reference=False)
+    hits = [
+        [float(target in slate) for slate in group]
+        for part in parts
+        for group, target in zip(part.slates.tolist(), part.prompts.targets.tolist(), strict=True)
+    ]
+    everything = np.std([hit for group in hits for hit in group], ddof=1)
+    assert everything > 0
+    for group, found in zip(hits, torch.cat([part.advantages for part in parts]).tolist(), strict=True):
+        divisor = {"none": 1.0, "group": np.std(group, ddof=1) + 1e-4, "batch": everything + 1e-4}[scale]
+        assert found == pytest.approx([(hit - sum(group) / 4) / divisor for hit in group], abs=1e-5)
+
+
+def test_an_entropy_bonus_is_the_mean_entropy_of_the_slots(tiny_policy: SlatePolicy, tiny_data: PreparedData) -> None:
+    trainer = make_trainer("grpo", tiny_policy, tiny_data, rl_params(grpo=BASE | {"entropy_coef": 0.5}))
+    (part,), _ = trainer.rollout(0, with_reference=False)
+    _, loss, stats = trainer.loss(part, None)
+    # the surrogate alone is -mean(advantage), and advantages of a group sum to 0
+    assert stats["loss"].item() == pytest.approx(0.0, abs=1e-6)
+    assert loss.item() == pytest.approx(-0.5 * stats["entropy"].item(), abs=1e-5)
+    assert 0 < stats["entropy"].item() < math.log(9)  # nine candidates
+
+
+def test_learns_and_logs(tiny_policy: SlatePolicy, tiny_data: PreparedData) -> None:
+    grpo = GRPOParams(batch_size=16, num_sample_generations=8, learning_rate=1e-2, temperature=1.0, max_steps=40)
     rows: list[dict[str, float]] = []
-    seed_everything(0)
-    monitor = make_monitor(tiny_data, tmp_path / "best", rows)
-    train_grpo(sft_folder, tiny_tokenizer, tiny_data, rl, monitor, checkpoints=tmp_path / "ck", digest="d")
+    make_trainer("grpo", tiny_policy, tiny_data, rl_params(grpo=grpo, eval_every=20), rows).train()
     train = [row for row in rows if "train/reward" in row]
     assert np.mean([row["train/reward"] for row in train[-3:]]) > 1.3 * train[0]["train/reward"]
     expected = {
@@ -144,72 +201,45 @@ def test_learns_and_logs_under_our_names(
     assert [row["step"] for row in rows if "valid/full/ndcg@3" in row] == [0, 20, 40]
 
 
-def test_kl_penalty_holds_the_policy_back(
-    sft_folder: Path, tiny_data: PreparedData, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
+def test_kl_penalty_holds_the_policy_back(tiny_policy: SlatePolicy, tiny_data: PreparedData) -> None:
     last = {}
     for kl_coef in (0.0, 5.0):
-        rl = rl_params(
-            grpo=GRPOParams(
-                batch_size=16,
-                num_sample_generations=8,
-                learning_rate=1e-2,
-                temperature=1.0,
-                max_steps=12,
-                kl_coef=kl_coef,
-            )
-        )
         rows: list[dict[str, float]] = []
-        folder = tmp_path / str(kl_coef)
-        seed_everything(0)
-        monitor = make_monitor(tiny_data, folder / "best", rows)
-        train_grpo(sft_folder, tiny_tokenizer, tiny_data, rl, monitor, checkpoints=folder / "ck", digest="d")
+        grpo = {"batch_size": 16, "num_sample_generations": 8, "learning_rate": 1e-2, "max_steps": 12}
+        rl = rl_params(grpo=BASE | grpo | {"kl_coef": kl_coef})
+        make_trainer("grpo", tiny_policy, tiny_data, rl, rows).train()
         last[kl_coef] = [row["train/kl"] for row in rows if "train/kl" in row][-1]
     assert last[5.0] < last[0.0] / 2
 
 
-def test_resumed_equals_uninterrupted(
-    sft_folder: Path, tiny_data: PreparedData, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    def run(name: str, interrupt_at: int | None = None) -> list[dict[str, float]]:
-        rows: list[dict[str, float]] = []
-        folder = tmp_path / name
-        seed_everything(0)
-        monitor = make_monitor(tiny_data, folder / "best", rows, interrupt_at=interrupt_at)
-        train_grpo(sft_folder, tiny_tokenizer, tiny_data, rl_params(), monitor, checkpoints=folder / "ck", digest="d")
-        return rows
+def test_same_seed_same_weights(tiny_policy: SlatePolicy, tiny_data: PreparedData) -> None:
+    ends = []
+    for seed in (0, 0, 1):
+        trainer = make_trainer("grpo", tiny_policy, tiny_data, rl_params(grpo=BASE | {"seed": seed}))
+        trainer.train()
+        ends.append(trainer.policy)
+    assert same_weights(ends[0], ends[1]) and not same_weights(ends[0], ends[2])
 
-    whole = run("whole")
-    assert raises_interrupted(lambda: run("cut", interrupt_at=6))
-    resumed = run("cut")
-    assert same_weights(tmp_path / "whole/best", tmp_path / "cut/best")
-    rewards = [[row["train/reward"] for row in rows if "train/reward" in row] for rows in (whole, resumed)]
-    assert rewards[0] == rewards[1]
+
+def test_resumed_equals_uninterrupted(tiny_policy: SlatePolicy, tiny_data: PreparedData, tmp_path: Path) -> None:
+    rl = rl_params(grpo=BASE | {"num_iterations": 2, "kl_coef": 0.1})
+    whole: list[dict[str, float]] = []
+    resumed: list[dict[str, float]] = []
+    reference = make_trainer("grpo", tiny_policy, tiny_data, rl, whole)
+    reference.train()
+    broken = make_trainer("grpo", tiny_policy, tiny_data, rl, interrupt_at=6)
+    assert raises_interrupted(lambda: broken.train(checkpoints=tmp_path, digest="d"))
+    again = make_trainer("grpo", tiny_policy, tiny_data, rl, resumed)
+    again.train(checkpoints=tmp_path, digest="d")
+    assert same_weights(reference.policy, again.policy)
+    assert measured(whole) == measured(resumed)
 
 
 def test_length_by_steps_epochs_or_budget() -> None:
     rl = rl_params(num_slates=6400)
     base = {"batch_size": 8, "num_sample_generations": 4, "gradient_accumulation_steps": 2}  # 64 slates a step
-    assert grpo_steps(rl, GRPOParams(**base), prompts=100) == 100
-    assert grpo_steps(rl, GRPOParams(**base, num_iterations=3), prompts=100) == 300
-    assert grpo_steps(rl, GRPOParams(**base, num_epochs=2), prompts=160) == 20  # 320 prompts, 16 a step
-    assert grpo_steps(rl, GRPOParams(**base, num_epochs=2, max_steps=7), prompts=160) == 7
-    assert grpo_steps(rl, GRPOParams(**base), prompts=100, world=2) == 50
-
-
-def test_what_this_project_relies_on_in_trl_1_16() -> None:
-    """If this fails after an upgrade, read `rl4rec/train/grpo.py` against the new GRPOTrainer."""
-    assert trl.__version__.startswith("1.16.")
-    signature = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies)
-    assert list(signature.parameters)[:8] == [
-        "self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy",
-        "compute_aux_loss",
-    ]  # fmt: skip
-    loss = inspect.getsource(GRPOTrainer._compute_loss)
-    assert "compute_aux_loss=self.aux_loss_enabled" in loss
-    assert "loss = loss + self.router_aux_loss_coef * aux_loss / normalizer" in loss
-    assert "if self.beta != 0.0:" in loss
-    scoring = inspect.getsource(GRPOTrainer._generate_and_score_completions)
-    assert "if self.ref_model is not None:" in scoring
-    rollout = inspect.getsource(GRPOTrainer._generate_single_turn)
-    assert "prompt_completion_ids[:, prompt_length:]" in rollout and 'padding_side="left"' in rollout
+    assert count_steps(rl, GRPOParams(**base), prompts=100) == 100
+    assert count_steps(rl, GRPOParams(**base, num_iterations=3), prompts=100) == 100  # a step is a rollout
+    assert count_steps(rl, GRPOParams(**base, num_epochs=2), prompts=160) == 20  # 320 prompts, 16 a step
+    assert count_steps(rl, GRPOParams(**base, num_epochs=2, max_steps=7), prompts=160) == 7
+    assert count_steps(rl, GRPOParams(**base), prompts=100, processes=2) == 50

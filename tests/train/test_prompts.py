@@ -2,10 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 
 from rl4rec.data.dataset import PreparedData, Ragged
 from rl4rec.errors import UserError
-from rl4rec.train.prompts import PromptSet, check_slate_fits, seed_digits
+from rl4rec.model.crossfit_embeddings import CrossfitEmbeddings
+from rl4rec.model.policy import SlatePolicy
+from rl4rec.params import CandidateParams
+from rl4rec.train.candidates import CandidateRule
+from rl4rec.train.prompts import PromptSet, check_slate_fits
 
 
 def small(rows: list[list[int]], tiny_data: PreparedData) -> PreparedData:
@@ -52,6 +57,10 @@ def test_processes_share_the_prompts_in_turns(tiny_data: PreparedData) -> None:
     assert second.targets.tolist() == batch.targets[[1, 3, 5]].tolist()
     assert second.seeds.tolist() == batch.seeds[[1, 3, 5]].tolist()
     assert [h.tolist() for h in second.histories] == [batch.histories[row].tolist() for row in (1, 3, 5)]
+    assert batch.tables is first.tables is None
+    held_out = PromptSet(tiny_data, max_history=8, seed=3, split_points=2).visit(5, 7)
+    assert held_out.tables is not None and set(held_out.tables.tolist()) == {0, 1}
+    assert held_out.share(1, 2).tables.tolist() == held_out.tables[[1, 3, 5]].tolist()
 
 
 def test_a_catalogue_too_small_for_the_slate_is_a_users_error(tiny_data: PreparedData) -> None:
@@ -84,8 +93,8 @@ def test_split_points_ask_for_held_out_targets_with_the_table_that_has_not_seen_
     prompts = PromptSet(data, max_history=8, seed=0, split_points=2)
     batch = prompts.visit(0, len(prompts))
     found = {
-        (int(seed) % 2, tuple(history.tolist()), int(target))
-        for seed, history, target in zip(batch.seeds, batch.histories, batch.targets, strict=True)
+        (int(table), tuple(history.tolist()), int(target))
+        for table, history, target in zip(batch.tables, batch.histories, batch.targets, strict=True)
     }
     expected = set()
     for table in range(2):
@@ -109,7 +118,29 @@ def test_the_latest_feedback_adds_the_validation_targets(tiny_data: PreparedData
     assert sorted(prompts.visit(0, len(prompts)).targets.tolist()) == [2, 3, 6]
 
 
-@pytest.mark.parametrize(("items", "digits"), [(2, 31), (8, 11), (1_300, 3), (12_101, 3), (46_341, 2), (2**31, 1)])
-def test_digits_of_a_seed(items: int, digits: int) -> None:
-    assert seed_digits(items) == digits
-    assert items**digits >= 2**31 - 1 > items ** (digits - 1)
+def test_prompts_become_tensors_with_their_candidates_and_tables(
+    tiny_policy: SlatePolicy, tiny_data: PreparedData
+) -> None:
+    rows = torch.zeros(2, 24, 16)
+    crossfit = CrossfitEmbeddings(rows, rows, 4)
+    rule = CandidateRule(CandidateParams(negatives=3), torch.from_numpy(tiny_data.item_counts), exclude_seen=True)
+    batch = PromptSet(tiny_data, max_history=8, seed=0, split_points=2).visit(0, 6)
+    prompts = batch.to_tensors(tiny_policy, crossfit, rule)
+    assert len(prompts) == 6 and prompts.candidates is not None and prompts.candidates.shape == (6, 4)
+    for row in range(6):
+        items = prompts.histories.items[row, : prompts.histories.lengths[row]].tolist()
+        assert items == batch.histories[row].tolist()
+        assert int(prompts.targets[row]) == batch.targets[row]
+        assert batch.targets[row] in prompts.candidates[row]
+        assert not set(items) & set(prompts.candidates[row].tolist())
+    assert prompts.histories.tables is not None and batch.tables is not None
+    assert prompts.histories.tables.tolist() == batch.tables.tolist()
+    assert prompts.histories.crossfit is crossfit
+    some = prompts[torch.tensor([4, 1])]
+    assert some.targets.tolist() == batch.targets[[4, 1]].tolist()
+    assert some.keys.tolist() == prompts.keys[[4, 1]].tolist() and len(prompts.keys.unique()) == 6
+    assert some.candidates is not None and torch.equal(some.candidates, prompts.candidates[[4, 1]])
+    assert some.histories.tables is not None and some.histories.tables.tolist() == batch.tables[[4, 1]].tolist()
+    full = CandidateRule(CandidateParams(source="full"), torch.from_numpy(tiny_data.item_counts), exclude_seen=True)
+    plain = PromptSet(tiny_data, max_history=8, seed=0).visit(0, 6).to_tensors(tiny_policy, None, full)
+    assert plain.candidates is None and plain.histories.tables is None and plain[:2].candidates is None

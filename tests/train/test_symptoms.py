@@ -4,20 +4,15 @@ Not here: "reward rises, validation falls", which needs memorised targets (docs/
 `memorised`), and what memory and time grow with (`benchmarks/rl_scaling.py`).
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerBase
 
 from rl4rec.data.dataset import PreparedData
 from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import RLParams
-from rl4rec.train.grpo import build_grpo
-from rl4rec.train.ppo import PPOTrainer
-from rl4rec.train.seeding import seed_everything
-from tests.train.helpers import make_monitor, rl_params
+from tests.train.helpers import make_trainer, rl_params
 
 pytestmark = pytest.mark.parametrize("tiny_policy", ["dot"], indirect=True)
 
@@ -33,36 +28,24 @@ GRPO: dict[str, Any] = {
 class Runs:
     """Short trainings from one start."""
 
-    def __init__(self, policy: SlatePolicy, data: PreparedData, tokenizer: PreTrainedTokenizerBase, folder: Path):
-        self._data, self._tokenizer, self._folder, self._count = data, tokenizer, folder, 0
-        policy.save_pretrained(folder / "start")
+    def __init__(self, policy: SlatePolicy, data: PreparedData) -> None:
+        self._policy, self._data = policy, data
 
     def __call__(self, algorithm: str, *, negatives: int = 8, **changes: object) -> dict[str, list[float]]:
         """The training log of one run, each key's values in order."""
-        self._count += 1
-        folder, rows = self._folder / str(self._count), []
         section = (PPO if algorithm == "ppo" else GRPO) | changes
         rl: RLParams = rl_params(
             logging_steps=1, eval_every=1000, candidates={"negatives": negatives}, **{algorithm: section}
         )
-        monitor = make_monitor(self._data, folder / "best", rows)
-        seed_everything(0)
-        if algorithm == "ppo":
-            start = SlatePolicy.from_pretrained(self._folder / "start")
-            PPOTrainer(start, self._data, rl, monitor, folder / "ck").train(digest="d")
-        else:
-            build_grpo(
-                self._folder / "start", self._tokenizer, self._data, rl, monitor, checkpoints=folder / "ck"
-            ).train()
+        rows: list[dict[str, float]] = []
+        make_trainer(algorithm, self._policy, self._data, rl, rows).train()
         steps = [row for row in rows if "train/loss" in row]
         return {name.removeprefix("train/"): [row[name] for row in steps] for name in steps[0] if "train/" in name}
 
 
 @pytest.fixture
-def runs(
-    tiny_policy: SlatePolicy, tiny_data: PreparedData, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> Runs:
-    return Runs(tiny_policy, tiny_data, tiny_tokenizer, tmp_path)
+def runs(tiny_policy: SlatePolicy, tiny_data: PreparedData) -> Runs:
+    return Runs(tiny_policy, tiny_data)
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])

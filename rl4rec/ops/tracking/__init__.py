@@ -12,10 +12,12 @@ from rl4rec.ops.tracking.outbox import sync
 from rl4rec.ops.tracking.run import StageRun, directly, named, replace_run, stage_run
 from rl4rec.ops.tracking.server import connect, guard, use_server
 from rl4rec.ops.tracking.settings import PIPELINE_TAG, flatten, pipeline_id, stage_settings
+from rl4rec.ops.tracking.training import TrainingRun, training_run
 
 __all__ = [
     "PIPELINE_TAG",
     "StageRun",
+    "TrainingRun",
     "connect",
     "directly",
     "flatten",
@@ -27,5 +29,6 @@ __all__ = [
     "stage_run",
     "stage_settings",
     "sync",
+    "training_run",
     "use_server",
 ]

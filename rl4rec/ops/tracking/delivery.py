@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec.data.dataset import PreparedData, load_prepared
 from rl4rec.errors import UserError
+from rl4rec.model.load import weights_digest
 from rl4rec.ops.tracking.model import log_policy_model
 from rl4rec.ops.tracking.notes import NOTES
 from rl4rec.ops.tracking.settings import PIPELINE_TAG
-from rl4rec.train.checkpoints import weights_digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from rl4rec._process import is_main_process
 from rl4rec.data.dataset import PreparedData
+from rl4rec.model.load import weights_digest
 from rl4rec.ops.tracking.delivery import TRAINED_TAG, Delivery, Operation, now
 from rl4rec.ops.tracking.outbox import Outbox
 from rl4rec.ops.tracking.server import guard
 from rl4rec.ops.tracking.settings import flatten, param_text, pipeline_id, stage_settings
 from rl4rec.params import Params
-from rl4rec.train.checkpoints import weights_digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

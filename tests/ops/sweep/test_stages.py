@@ -65,7 +65,7 @@ def test_a_trial_is_the_stage(shop: Path, stage: str, script: list[str], key: st
 
     run_script(shop, *script)
     log = [json.loads(line) for line in (shop / "logs" / f"{script[-1]}.jsonl").read_text().splitlines()]
-    validated = {str(row["samples"]): row[f"valid/{metric}"] for row in log if f"valid/{metric}" in row and row["step"]}
+    validated = {str(row["samples"]): row[metric] for row in log if metric in row and row["step"]}
     assert rows[0]["validations"] == validated
     values = list(validated.values())
     assert rows[0]["value"] == (max(values) if stage == "sft" else values[-1])  # which policy the stage keeps

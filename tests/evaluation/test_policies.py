@@ -8,8 +8,8 @@ import torch
 
 from rl4rec.data.dataset import PreparedData, Ragged
 from rl4rec.errors import UserError
+from rl4rec.evaluation.policies import load_ranking_policy
 from rl4rec.evaluation.protocols import evaluate
-from rl4rec.evaluation.scorers import load_scorer, popularity_scorer
 from rl4rec.model.policy import SlatePolicy, SlatePolicyConfig
 from rl4rec.params import EvaluateParams
 
@@ -37,32 +37,33 @@ def models(tmp_path: Path) -> Path:
 
 
 def test_a_saved_policy_scores_as_in_memory_and_without_dropout(models: Path) -> None:
-    scorer = load_scorer("sft", data(), models)
+    loaded = load_ranking_policy("sft", data(), models)
     histories = [np.array([0, 1]), np.array([2])]
-    policy = SlatePolicy.from_pretrained(models / "sft").eval()
-    for factor, again, own in zip(scorer(histories), scorer(histories), policy.factors(histories), strict=True):
-        assert torch.equal(factor.cpu(), own)
-        assert torch.equal(factor, again)
-    result = evaluate("sft", scorer, data(), EvaluateParams(ks=(2,), negatives=2))
+    found, again = (loaded.score(loaded.encode(histories)) for _ in range(2))
+    own = SlatePolicy.from_pretrained(models / "sft").eval().scores(histories)
+    assert torch.allclose(found.dense().cpu(), own, atol=1e-6)
+    assert torch.equal(found.states, again.states) and torch.equal(found.items, again.items)
+    result = evaluate("sft", loaded, data(), EvaluateParams(ks=(2,), negatives=2))
     assert result.ranks["test/full"].max() <= 5
 
 
 def test_popularity_needs_no_model(tmp_path: Path) -> None:
-    scores = load_scorer("popularity", data(), tmp_path)([np.array([0])])
-    assert torch.equal(scores, popularity_scorer(data())([np.array([0])]))
+    popular = load_ranking_policy("popularity", data(), tmp_path)
+    scores = popular.score(popular.encode([np.array([0])])).dense()
+    assert scores.tolist() == [data().item_counts.tolist()]
 
 
 def test_a_missing_policy_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"grpo: no policy there.*dvc repro rl@grpo"):
-        load_scorer("grpo", data(), tmp_path)
+        load_ranking_policy("grpo", data(), tmp_path)
 
 
 def test_a_policy_of_another_catalogue_is_refused(models: Path) -> None:
     with pytest.raises(UserError, match=r"catalogue of 6 items, but .* has 9"):
-        load_scorer("sft", data(9), models)
+        load_ranking_policy("sft", data(9), models)
 
 
 def test_a_damaged_policy_is_refused(models: Path) -> None:
     (models / "sft" / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match="cannot be read as a policy"):
-        load_scorer("sft", data(), models)
+        load_ranking_policy("sft", data(), models)

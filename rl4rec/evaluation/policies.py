@@ -9,30 +9,17 @@ import torch
 from rl4rec.algorithms import BASELINE, get_policy
 from rl4rec.data.dataset import PreparedData
 from rl4rec.errors import UserError
-from rl4rec.evaluation.ranking import Scorer
+from rl4rec.model.ranking import PopularityPolicy, RankingPolicy
 
 
-def popularity_scorer(data: PreparedData) -> Scorer:
-    """The baseline that gives every user the training counts as scores.
-
-    Args:
-        data: whose `item_counts` are the scores.
-
-    Returns:
-        A scorer for `evaluate`.
-    """
-    counts = torch.from_numpy(data.item_counts).to(torch.float32)  # (I,)
-    return lambda histories: counts.expand(len(histories), -1)
-
-
-def load_scorer(name: str, data: PreparedData, models: Path) -> Scorer:
-    """Scorer of `popularity` or of the policy saved in `models/<name>`, on the accelerator where there is one.
+def load_ranking_policy(name: str, data: PreparedData, models: Path) -> RankingPolicy:
+    """The policy `popularity` or of the policy saved in `models/<name>`, on the accelerator where there is one.
 
     Raises:
         UserError: the policy is missing, cannot be read, or was trained on another catalogue.
     """
     if name == BASELINE:
-        return popularity_scorer(data)
+        return PopularityPolicy(data.item_counts)
     folder = models / name
     stage = get_policy(name).stage
     if not (folder / "config.json").is_file():
@@ -48,5 +35,5 @@ def load_scorer(name: str, data: PreparedData, models: Path) -> Scorer:
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.nn.Module.to(policy, device)
-    scorer: Scorer = policy.factors
-    return scorer
+    ranking: RankingPolicy = policy
+    return ranking

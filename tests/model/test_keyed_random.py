@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rl4rec.model.noise import _mix_in_place, combine, exponential
+from rl4rec.model.keyed_random import _mix_in_place, combine, exponential
 
 KEYS = combine(torch.arange(2000))  # of neighbouring numbers, as seeds, slates and slots are
 

@@ -1,0 +1,263 @@
+"""The frame of all trainings: steps, log rows, validations, exact resuming; one or several processes.
+
+A trainer builds its optimizer with `prepare` and implements `train_step`. Gradients are averaged over the processes by
+hand after each backward pass: no wrapper stands between a trainer and its policy.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from rl4rec._console import Progress
+from rl4rec.data.dataset import PreparedData
+from rl4rec.metrics import slate_hits
+from rl4rec.model.crossfit_embeddings import CrossfitEmbeddings
+from rl4rec.model.policy import SlatePolicy
+from rl4rec.params import PPOParams, RLParams, RolloutParams, UpdateParams
+from rl4rec.train.candidates import CandidateRule
+from rl4rec.train.checkpoints import latest_checkpoint, load_state, save_state, seal
+from rl4rec.train.log import RunLog, peak_memory_mb
+from rl4rec.train.prompts import Prompts, PromptSet
+from rl4rec.train.trainable import frozen_copy, set_trainable
+
+logger = logging.getLogger(__name__)
+
+Stats = dict[str, float | Tensor]
+"""Numbers of a step by name; tensors of one element are read when a row is logged, not before."""
+
+
+class Trainer(ABC):
+    """Base of all trainers.
+
+    Args:
+        policy: trained in place, on the accelerator where there is one.
+        run: takes log rows and validations.
+        eval_every: steps between validations; the last step is always validated.
+        logging_steps: steps between log rows.
+    """
+
+    name: str  # of the progress bar
+    unit: str  # what a step consumes, for its rate: samples, unless a step reports a number of that name
+
+    validate_start = True  # whether the curve begins with the policy as it came
+
+    def __init__(self, policy: SlatePolicy, run: RunLog, *, eval_every: int, logging_steps: int) -> None:
+        self.accelerator = Accelerator()
+        if self.accelerator.num_processes == 1 and torch.cuda.device_count() > 1:
+            logger.warning(
+                "%d GPUs are visible and one is used: start one process per GPU with `accelerate launch pipelines/...`",
+                torch.cuda.device_count(),
+            )
+        nn.Module.to(policy, self.accelerator.device)
+        self.policy, self.run = policy, run
+        self._eval_every, self._logging_steps = eval_every, logging_steps
+
+    def prepare(
+        self,
+        section: UpdateParams,
+        *,
+        weight_decay: float,
+        total_steps: int,
+        samples_per_step: int,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_steps: int = 0,
+        value_head: nn.Module | None = None,
+    ) -> None:
+        """Make optimizer and schedule for what is trainable; samples are counted over all processes."""
+        groups = decay_groups(self.policy.named_parameters(), section.learning_rate, weight_decay)
+        self.modules = nn.ModuleDict({"policy": self.policy})
+        if value_head is not None:
+            assert isinstance(section, PPOParams)
+            self.modules["value_head"] = nn.Module.to(value_head, self.accelerator.device)
+            groups += decay_groups(value_head.named_parameters(), section.value_learning_rate, weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, betas=betas)
+        self.schedule = get_scheduler(section.lr_scheduler, self.optimizer, warmup_steps, total_steps)
+        self.total_steps, self.samples_per_step = total_steps, samples_per_step
+        self._max_grad_norm = section.max_grad_norm
+
+    @abstractmethod
+    def train_step(self, step: int, *, logged: bool) -> Stats:
+        """Make one step and return its numbers; `logged`: a log row follows, with what is measured for it only."""
+
+    def state(self) -> dict[str, float]:
+        """What a trainer keeps between steps besides weights, optimizer and schedule."""
+        return {}
+
+    def load_state(self, state: dict[str, float]) -> None:  # noqa: B027 - nothing to take back by default
+        """Take back what `state` returned."""
+
+    def update(self) -> Tensor:
+        """Move the weights along the gradients that backward passes have left; the norm of the gradients."""
+        weights = [weight for weight in self.modules.parameters() if weight.requires_grad]
+        if self.accelerator.num_processes > 1:
+            for weight in weights:
+                gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+                weight.grad = self.accelerator.reduce(gradient, "mean")
+        norm = nn.utils.clip_grad_norm_(weights, self._max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def train(self, *, checkpoints: Path | None = None, digest: str = "") -> None:
+        """Run all steps, or those that are left after an interruption of the run that `digest` identifies.
+
+        Args:
+            checkpoints: folder for resuming an interrupted run; None: it cannot be resumed.
+            digest: of all that the result depends on; only this run's own checkpoints are used.
+        """
+        step = self._resume(checkpoints, digest)
+        if step == 0 and self.validate_start:
+            self.run.validate(self.policy, step=0, samples=0, candidate=False)
+        with Progress(self.name, total=self.total_steps, initial=step, unit="step") as progress:
+            step = self._run_steps(step, progress, checkpoints)
+        self.run.finish(self.policy, step=step, samples=step * self.samples_per_step)
+        self.accelerator.wait_for_everyone()  # nobody may still be writing when the caller cleans up
+
+    def _run_steps(self, step: int, progress: Progress, checkpoints: Path | None) -> int:
+        """All steps from number `step` on; the number after the last."""
+        window: dict[str, list[float | Tensor]] = defaultdict(list)
+        logged_at, logged_step, stop = self.run.seconds, step, False
+        while step < self.total_steps and not stop:
+            logged = (step + 1) % self._logging_steps == 0
+            for name, value in self.train_step(step, logged=logged).items():
+                window[name].append(value)
+            learning_rate = self.schedule.get_last_lr()[0]
+            self.schedule.step()
+            step += 1
+            progress.update()
+            samples = step * self.samples_per_step
+            if logged or step == self.total_steps:
+                means = self._means(window)
+                consumed = means.pop(self.unit, self.samples_per_step) * (step - logged_step)
+                row = {f"train/{name}": value for name, value in means.items()}
+                row["train/learning_rate"] = learning_rate
+                row[f"train/{self.unit}_per_second"] = consumed / max(self.run.seconds - logged_at, 1e-9)
+                row["train/peak_memory_mb"] = peak_memory_mb()
+                self.run.log(row, step=step, samples=samples)
+                window.clear()
+                logged_at, logged_step = self.run.seconds, step
+            if step % self._eval_every == 0 or step == self.total_steps:
+                stop = self.run.validate(self.policy, step=step, samples=samples)
+                if checkpoints is not None:
+                    self._save(checkpoints / f"checkpoint-{step}", step)
+        return step
+
+    def _means(self, window: dict[str, list[float | Tensor]]) -> dict[str, float]:
+        """The mean of each number over the window, and over the processes."""
+        means = {name: sum(map(float, values)) / len(values) for name, values in sorted(window.items())}
+        if self.accelerator.num_processes == 1:
+            return means
+        together = torch.tensor(list(means.values()), dtype=torch.float64, device=self.accelerator.device)
+        over_processes = self.accelerator.reduce(together, "mean")
+        return dict(zip(means, over_processes.tolist(), strict=True))
+
+    def _save(self, folder: Path, step: int) -> None:
+        save_state(folder, self.modules, self.optimizer, self.schedule, rank=self.accelerator.process_index)
+        if self.accelerator.is_main_process:
+            (folder / "step.json").write_text(json.dumps({"step": step, **self.state()}))
+        self.run.save_state(folder, self.policy, step=step)
+        self.accelerator.wait_for_everyone()  # each process writes its random generators
+        seal(folder)
+
+    def _resume(self, checkpoints: Path | None, digest: str) -> int:
+        folder = None if checkpoints is None else latest_checkpoint(checkpoints, digest)
+        if folder is None:
+            return 0
+        load_state(folder, self.modules, self.optimizer, self.schedule, rank=self.accelerator.process_index)
+        state = json.loads((folder / "step.json").read_text())
+        self.load_state(state)
+        self.run.load_state(folder)
+        return int(state["step"])
+
+
+class PromptTrainer(Trainer):
+    """Base of the trainers on RL's prompts.
+
+    Args:
+        policy: the warm start, trained in place.
+        data: source of the prompts.
+        rl: the `rl` section.
+        section: the algorithm's own part of it.
+        run: takes log rows and validations.
+        crossfit: item embeddings that have not seen the prompts' targets (`rl.crossfit`).
+        prompts_per_step: of one process.
+    """
+
+    def __init__(
+        self,
+        policy: SlatePolicy,
+        data: PreparedData,
+        rl: RLParams,
+        section: UpdateParams,
+        run: RunLog,
+        *,
+        crossfit: CrossfitEmbeddings | None,
+        prompts_per_step: int,
+    ) -> None:
+        super().__init__(policy, run, eval_every=rl.eval_every, logging_steps=rl.logging_steps)
+        policy.train(False)  # slates and log-probabilities come from one distribution: no dropout
+        self.reference = frozen_copy(policy)
+        set_trainable(policy, rl.trainable, rl.lora)
+        self.rl, self.prompts_per_step = rl, prompts_per_step
+        self.crossfit = None if crossfit is None else crossfit.to(self.accelerator.device)
+        self.candidates = CandidateRule(
+            rl.candidates, torch.from_numpy(data.item_counts), exclude_seen=policy.config.mask_seen
+        )
+        self.prompts = PromptSet(
+            data,
+            max_history=policy.config.max_history,
+            seed=section.seed,
+            mask_seen=policy.config.mask_seen,
+            latest=rl.feedback == "latest",
+            split_points=rl.crossfit.split_points,
+        )
+
+    def count_steps(self, params: RolloutParams) -> int:
+        """Steps, one rollout each: `max_steps`, or `num_epochs` over the prompts, or the budget of slates."""
+        return count_steps(self.rl, params, prompts=len(self.prompts), processes=self.accelerator.num_processes)
+
+    def read_prompts(self, step: int) -> Prompts:
+        """This process's prompts of a step, with their candidates, on its device.
+
+        Processes take turns, so that together they have the prompts of a single process with their batch.
+        """
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        count = self.prompts_per_step * processes
+        batch = self.prompts.visit(step * count, count).share(rank, processes)
+        return batch.to_tensors(self.policy, self.crossfit, self.candidates)
+
+
+def count_steps(rl: RLParams, params: RolloutParams, *, prompts: int, processes: int = 1) -> int:
+    """Steps, one rollout each: `max_steps`, or from `num_epochs` over the prompts, or from the budget of slates."""
+    if params.max_steps is not None:
+        return params.max_steps
+    slates = rl.num_slates
+    if params.num_epochs is not None:
+        slates = round(params.num_epochs * prompts) * params.num_sample_generations
+    return max(1, round(slates / (params.slates_per_step * processes)))
+
+
+def decay_groups(
+    named: Iterable[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float
+) -> list[dict[str, object]]:
+    """AdamW's parameter groups: matrices decay, biases and the scales of normalisations do not (as in transformers)."""
+    weights = [weight for _, weight in named if weight.requires_grad]
+    matrices = [weight for weight in weights if weight.dim() > 1]
+    others = [weight for weight in weights if weight.dim() <= 1]
+    groups = ((matrices, weight_decay), (others, 0.0))
+    return [{"params": each, "lr": learning_rate, "weight_decay": decay} for each, decay in groups if each]
+
+
+def reward_stats(slates: Tensor, targets: Tensor, gains: Tensor) -> Stats:
+    """Mean reward and share of hits of slates (b, g, k) with gains (b, g, k), as every RL algorithm logs them."""
+    return {"reward": gains.sum(-1).mean(), "hit_share": slate_hits(slates, targets.unsqueeze(1)).double().mean()}
