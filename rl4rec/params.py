@@ -134,6 +134,9 @@ class PolicyParams(Section):
 # --- sft -----------------------------------------------------------------------------------------
 
 
+Precision = Literal["auto", "bf16", "tf32", "fp32"]
+
+
 class UpdateParams(Section):
     """What every training has in common."""
 
@@ -168,7 +171,7 @@ class SFTParams(UpdateParams):
     eval_every_epochs: Positive = 4
     early_stopping_patience: Positive | None = 4
     logging_steps: Positive = 50
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Precision = "auto"
     seed: Seed = 0
 
 
@@ -298,6 +301,7 @@ class RLParams(Section):
     keep: Literal["last", "best"] = "last"
     max_kl: Annotated[Float, Field(gt=0)] | None = 50.0
     logging_steps: Positive = 1
+    precision: Precision = "auto"
     ppo: PPOParams = PPOParams()
     grpo: GRPOParams = GRPOParams()
     sft_continued: ContinuedParams = ContinuedParams()

@@ -33,6 +33,7 @@ from rl4rec.evaluation.ranking import (
     sampled_ranks,
     score_blocks,
 )
+from rl4rec.model.device import to_device
 from rl4rec.model.ranking import RankingPolicy
 from rl4rec.params import EvaluateParams
 
@@ -164,8 +165,8 @@ def _rank(
     for start, stop, scores in score_blocks(
         score, users=users, num_items=num_items, batch_size=params.batch_size, name=f"evaluation on {fold.name}"
     ):
-        targets = torch.from_numpy(fold.targets[start:stop]).to(scores.device)
-        drawn = torch.from_numpy(negatives.items[start:stop].astype(np.int64)).to(scores.device)
+        targets = to_device(torch.from_numpy(fold.targets[start:stop]), scores.device)
+        drawn = to_device(torch.from_numpy(negatives.items[start:stop].astype(np.int64)), scores.device)
         seen = fold.seen_pairs(start, stop, scores.device)
         ranks[sampled][start:stop] = sampled_ranks(scores, targets, drawn).cpu().numpy()
         shown["full_unmasked"][start:stop] = recommended_items(scores, width).cpu().numpy()

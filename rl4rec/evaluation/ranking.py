@@ -18,6 +18,7 @@ from torch import Tensor
 from rl4rec._console import Progress
 from rl4rec.data.dataset import Fold, IntArray, PreparedData, Ragged
 from rl4rec.errors import UserError
+from rl4rec.model.device import to_device
 from rl4rec.model.ranking import RankingPolicy
 from rl4rec.model.scores import Scores, top_k
 
@@ -50,7 +51,8 @@ class RankedFold:
         """Rows (within the block) and items of all seen items of a block's users, each (pairs,)."""
         pairs = slice(self.seen.offsets[start], self.seen.offsets[stop])
         rows, items = torch.from_numpy(self.seen_by[pairs]), torch.from_numpy(self.seen.values[pairs])
-        return (rows - start).to(device), items.to(device)
+        placed = to_device(torch.stack([rows - start, items]), device)
+        return placed[0], placed[1]
 
 
 def ranked_fold(data: PreparedData, fold: Fold) -> RankedFold:

@@ -7,6 +7,7 @@ import torch
 from rl4rec import metrics
 from rl4rec.data.dataset import Fold, PreparedData
 from rl4rec.evaluation.ranking import full_ranks, ranked_fold, score_blocks
+from rl4rec.model.device import to_device
 from rl4rec.model.ranking import RankingPolicy
 
 
@@ -29,7 +30,7 @@ def validate(
         name="validation",
     ):
         seen = ranked.seen_pairs(start, stop, scores.device)
-        parts.append(full_ranks(scores, targets[start:stop].to(scores.device), seen)[0])
+        parts.append(full_ranks(scores, to_device(targets[start:stop], scores.device), seen)[0])
     ranks = torch.cat(parts).cpu().masked_fill(torch.from_numpy(ranked.repeated), data.num_items - 1)
     return {
         metrics.metric_key(fold, "full", "ndcg", k): float(metrics.ndcg(ranks, k=k).mean()),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rl4rec.model.batch import Histories, States, Support
+from rl4rec.model.device import to_device
 from rl4rec.model.keyed_random import combine
 from rl4rec.model.slates import SlateLogProbs, sample_slates
 
@@ -26,7 +27,7 @@ def log_probs(
     """As `SlatePolicy.log_probs`: one pass over each history followed by its slate."""
     batch, groups, k = slates.shape
     histories = states.histories.repeat_interleave(groups)
-    columns = histories.lengths.unsqueeze(1) + torch.arange(k, device=slates.device)  # (b*g, k)
+    columns = to_device(histories.lengths.unsqueeze(1) + torch.arange(k), slates.device)  # (b*g, k)
     items = torch.nn.functional.pad(histories.items, (0, k), value=-1)  # (b*g, l+k)
     whole = Histories(items.scatter(1, columns, slates.flatten(0, 1)), histories.lengths + k)
     rows = torch.arange(len(items), device=slates.device).unsqueeze(1)
@@ -61,6 +62,7 @@ def sample(
     numbers = torch.arange(num_slates * k, device=open_.mask.device).view(1, num_slates, k)
     slots = [None] * k if keys is None else combine(keys.view(-1, 1, 1), numbers).flatten(0, 1).unbind(1)  # (b*g,)
     items = torch.nn.functional.pad(histories.items, (0, k), value=-1)
+    lengths = to_device(histories.lengths, items.device)
     chosen: list[Tensor] = []
     for slot in range(k):
         width = histories.items.shape[1] + slot
@@ -69,7 +71,7 @@ def sample(
         drawn = sample_slates(scores, open_.mask, num_slates=1, k=1, keys=slots[slot], generator=generator)
         item = open_.item_indices(drawn).view(-1, 1)
         open_ = Support(open_.items, open_.mask.scatter(1, drawn.view(-1, 1), False))
-        items = items.scatter(1, (histories.lengths + slot).unsqueeze(1), item)
+        items = items.scatter(1, (lengths + slot).unsqueeze(1), item)
         chosen.append(item)
     return torch.cat(chosen, 1).view(-1, num_slates, k)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,23 +12,54 @@ import torch
 from torch import Tensor
 
 from rl4rec.model.crossfit_embeddings import CrossfitEmbeddings
+from rl4rec.model.device import to_device
+
+
+class Rows(NamedTuple):
+    """Numbers of some rows of a batch, on the host and on the device of its tensors."""
+
+    host: Tensor  # (n,) int64
+    placed: Tensor  # the same numbers
+
+
+def place_parts(parts: Sequence[Tensor], device: torch.device) -> list[Rows]:
+    """Rows of each part of a batch, known on the host, for tensors on a device."""
+    placed = torch.split_with_sizes(to_device(torch.cat(list(parts)), device), [len(part) for part in parts])
+    return [Rows(*each) for each in zip(parts, placed, strict=True)]
+
+
+def invert(parts: Sequence[Rows]) -> Tensor:
+    """Where each row of a batch lies among its parts, one after the other, (b,), on their device."""
+    return to_device(torch.cat([part.host for part in parts]).argsort(), parts[0].placed.device)
+
+
+def _placed(rows: Rows | Tensor | slice) -> Tensor | slice:
+    return rows.placed if isinstance(rows, Rows) else rows
 
 
 @dataclass(frozen=True)
 class Histories:
-    """Right-padded histories of b users, oldest item first; rows are picked as from a tensor, `histories[rows]`."""
+    """Right-padded histories of b users, oldest item first; rows are picked as from a tensor, `histories[rows]`.
 
-    items: Tensor  # (b, l) item indices; -1 is padding
-    lengths: Tensor  # (b,) at least 1
-    tables: Tensor | None = None  # (b,) the cross-fitted embeddings that stand in for the policy's own; None: its own
+    What decides which rows are read together is kept on the host: asking a GPU for it would make the host wait.
+    """
+
+    items: Tensor  # (b, l) item indices; -1 is padding; on the policy's device
+    lengths: Tensor  # (b,) at least 1; on the host
+    # (b,) the cross-fitted embeddings that stand in for the policy's own, on the host; None: its own
+    tables: Tensor | None = None
     crossfit: CrossfitEmbeddings | None = None  # what `tables` counts
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, rows: Tensor | slice) -> Histories:
-        tables = None if self.tables is None else self.tables[rows]
-        return Histories(self.items[rows], self.lengths[rows], tables, self.crossfit)
+    def __getitem__(self, rows: Rows | Tensor | slice) -> Histories:
+        """Some of the histories; a tensor of rows is one on the host."""
+        if isinstance(rows, Tensor):
+            (rows,) = place_parts([rows], self.items.device)
+        host = rows.host if isinstance(rows, Rows) else rows
+        tables = None if self.tables is None else self.tables[host]
+        return Histories(self.items[_placed(rows)], self.lengths[host], tables, self.crossfit)
 
     def first(self, width: int) -> Histories:
         """The same without the columns from `width` on."""
@@ -35,7 +67,7 @@ class Histories:
 
     def repeat_interleave(self, times: int) -> Histories:
         """Each row `times` times."""
-        return self[torch.arange(len(self), device=self.items.device).repeat_interleave(times)]
+        return self[torch.arange(len(self)).repeat_interleave(times)]
 
 
 @dataclass(frozen=True)
@@ -48,8 +80,8 @@ class States:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def __getitem__(self, rows: Tensor | slice) -> States:
-        return States(self.vectors[rows], self.histories[rows])
+    def __getitem__(self, rows: Rows | Tensor | slice) -> States:
+        return States(self.vectors[_placed(rows)], self.histories[rows])
 
 
 @dataclass(frozen=True)
@@ -59,7 +91,8 @@ class Support:
     items: Tensor | None  # (b, c) item indices in rising order, `num_items` is padding
     mask: Tensor  # (b, c) bool
 
-    def __getitem__(self, rows: Tensor | slice) -> Support:
+    def __getitem__(self, rows: Rows | Tensor | slice) -> Support:
+        rows = _placed(rows)
         return Support(None if self.items is None else self.items[rows], self.mask[rows])
 
     def repeat_interleave(self, times: int) -> Support:
@@ -97,7 +130,7 @@ def pad_histories(
         to_end = np.repeat(np.cumsum(full), full) - np.arange(full.sum())  # 1 for a history's last item
         latest = np.concatenate(histories)[to_end <= max_history]
         padded[np.arange(padded.shape[1]) < lengths[:, None]] = latest
-    return Histories(torch.from_numpy(padded).to(device), torch.from_numpy(lengths).to(device))
+    return Histories(to_device(torch.from_numpy(padded), device), torch.from_numpy(lengths))
 
 
 def length_groups(lengths: Tensor) -> list[tuple[Tensor, int]]:
@@ -107,7 +140,7 @@ def length_groups(lengths: Tensor) -> list[tuple[Tensor, int]]:
     to how long users stay.
 
     Args:
-        lengths: (b,) at least 1.
+        lengths: (b,) at least 1; on the host.
 
     Returns:
         For each group that is not empty: its rows, and the length of its longest row.

@@ -21,7 +21,17 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from rl4rec.model import autoregressive
-from rl4rec.model.batch import Histories, States, Support, build_support, length_groups, pad_histories
+from rl4rec.model.batch import (
+    Histories,
+    States,
+    Support,
+    build_support,
+    invert,
+    length_groups,
+    pad_histories,
+    place_parts,
+)
+from rl4rec.model.device import to_device
 from rl4rec.model.scores import Scores, picked_scores
 from rl4rec.model.slates import SlateLogProbs, greedy_slate, sample_slates, slate_log_probs
 
@@ -134,12 +144,11 @@ class SlatePolicy(PreTrainedModel):
         else:
             # Through the policy's own embedding layer, which may do more than look up (scale, for one).
             assert histories.crossfit is not None
-            rows = {"weight": histories.crossfit.inputs.flatten(0, 1)}  # (n * I, d)
-            read = torch.func.functional_call(
-                self.get_input_embeddings(), rows, (items + histories.tables.unsqueeze(1) * self.num_items,)
-            )
+            weight = {"weight": histories.crossfit.inputs.flatten(0, 1)}  # (n * I, d)
+            first = to_device(histories.tables * self.num_items, items.device)
+            read = torch.func.functional_call(self.get_input_embeddings(), weight, (items + first.unsqueeze(1),))
             output = body(inputs_embeds=read, use_cache=False)
-        vectors: Tensor = output.last_hidden_state
+        vectors: Tensor = output.last_hidden_state.to(self.dtype)  # scores are never autocast
         if self.config.score == "cosine":
             vectors = self._directions(vectors) / self.config.score_temperature
         return vectors
@@ -152,13 +161,14 @@ class SlatePolicy(PreTrainedModel):
         """
         if not isinstance(histories, Histories):
             histories = self.pad_histories(histories)
-        vectors, order = [], []
-        for rows, width in length_groups(histories.lengths):
+        groups = length_groups(histories.lengths)
+        parts = place_parts([rows for rows, _ in groups], histories.items.device)
+        vectors = []
+        for rows, (_, width) in zip(parts, groups, strict=True):
             group = histories[rows].first(width)
-            last = group.lengths - 1
-            vectors.append(self.encode_positions(group)[torch.arange(len(rows), device=rows.device), last])
-            order.append(rows)
-        return States(torch.cat(vectors)[torch.cat(order).argsort()], histories)
+            ends = to_device(torch.arange(len(group)) * width + group.lengths - 1, group.items.device)
+            vectors.append(self.encode_positions(group).flatten(0, 1)[ends])
+        return States(torch.cat(vectors)[invert(parts)], histories)
 
     # --- ranking ----------------------------------------------------------------------------------
 
@@ -212,12 +222,14 @@ class SlatePolicy(PreTrainedModel):
         if tables is None:
             return self._score_with(self.item_embeddings(), states.vectors, support)
         assert states.histories.crossfit is not None
-        parts, order = [], []
-        for table, embeddings in enumerate(states.histories.crossfit.outputs):
-            rows = (tables == table).nonzero().squeeze(1)
-            parts.append(self._score_with(embeddings, states.vectors[rows], support[rows]))
-            order.append(rows)
-        return torch.cat(parts)[torch.cat(order).argsort()]
+        outputs = states.histories.crossfit.outputs
+        rows_of_each = [(tables == table).nonzero().squeeze(1) for table in range(len(outputs))]
+        parts = place_parts(rows_of_each, states.vectors.device)
+        scores = [
+            self._score_with(embeddings, states.vectors[rows.placed], support[rows])
+            for embeddings, rows in zip(outputs, parts, strict=True)
+        ]
+        return torch.cat(scores)[invert(parts)]
 
     def _score_with(self, embeddings: Tensor, vectors: Tensor, support: Support) -> Tensor:
         directions = self._directions(embeddings)

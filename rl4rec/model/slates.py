@@ -17,15 +17,15 @@ from torch import Tensor
 
 from rl4rec.model.keyed_random import combine, exponential
 
-# Below this share of remaining probability mass, 1 - sum(p) has lost too many digits: recompute slot by slot.
-_MASS_FLOOR = 1e-6
+# The least number that has a logarithm here, the logarithm of less, and one whose exponential is 0.
+_TINY, _NOTHING, _ZERO = 1e-300, -1e300, -800.0
 
 
 class SlateLogProbs(NamedTuple):
     """Per-slot log-probabilities and the entropy of each slot's choice."""
 
-    log_probs: Tensor  # (b, g, k) float32
-    entropy: Tensor  # (b, g, k) float32, nats
+    log_probs: Tensor  # (b, g, k) float32, or float64 for scores in float64
+    entropy: Tensor  # (b, g, k) of the same type, nats
 
 
 def sample_slates(
@@ -85,10 +85,15 @@ def greedy_slate(scores: Tensor, support: Tensor, *, k: int) -> Tensor:
 
 
 def slate_log_probs(scores: Tensor, support: Tensor, slates: Tensor) -> SlateLogProbs:
-    """Exact log-probability and entropy of every slot, in O(b c + b g k) instead of O(b g k c).
+    """Exact log-probability and entropy of every slot, in O(b c + b g k^2) instead of O(b g k c).
 
-    The normaliser of slot j is the total mass less the mass already taken, both relative to one log-sum-exp a
-    prompt. Computed in float64; slates that have taken nearly all mass are recomputed slot by slot.
+    What is left before slot j is the slate's own items from slot j on and everything outside of the slate. The former
+    is a cumulative sum from the end. The latter would lose its digits as "all of the mass less the slate's" where a
+    slate takes nearly all. So it is the sum of two parts: those of the prompt's k most probable items that the slate
+    does not have, and all others less the slate's own among them. A slate that has an item from outside of those k
+    leaves out one of them that is at least as probable: where the difference loses digits, it is the smaller part.
+    All sums are in logarithms and of positive terms: nothing underflows, and float32 is enough for the candidates. No
+    step depends on what the numbers are, which a GPU would have to tell its host.
 
     Args:
         scores: (b, c), already divided by the temperature; gradients flow to it.
@@ -99,41 +104,50 @@ def slate_log_probs(scores: Tensor, support: Tensor, slates: Tensor) -> SlateLog
         Per-slot log-probabilities and entropies, (b, g, k) each.
     """
     batch, groups, k = slates.shape
-    masked = scores.double().masked_fill(~support, -torch.inf)  # (b, c)
-    log_p = masked - torch.logsumexp(masked, dim=-1, keepdim=True)  # (b, c)
-    safe_log_p = log_p.masked_fill(~support, 0.0)
-    p_log_p = torch.where(support, safe_log_p.exp() * safe_log_p, 0.0).sum(-1)  # (b,)
+    masked = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(~support, -torch.inf)  # (b, c)
+    top_scores, top = masked.topk(min(k, masked.shape[1]), dim=-1)  # (b, t)
+    outside = masked.scatter(1, top, -torch.inf)  # (b, c)
+    highest = outside.detach().amax(1, keepdim=True).clamp_min(torch.finfo(masked.dtype).min / 4)  # (b, 1)
+    apart = (outside - highest).clamp_min(_ZERO)
+    weights = apart.exp()
+    mass, spread = weights.sum(1, keepdim=True).double(), -(weights * apart).sum(1, keepdim=True).double()  # (b, 1)
 
-    chosen = log_p.gather(1, slates.reshape(batch, groups * k)).view(batch, groups, k)
-    mass = chosen.exp()
-    taken = mass.cumsum(-1) - mass  # (b, g, k) mass gone before the slot
-    left = (1.0 - taken).clamp_min(_MASS_FLOOR)
-    log_probs = chosen - left.log()
-    chosen_p_log_p = mass * chosen
-    left_p_log_p = p_log_p.view(batch, 1, 1) - (chosen_p_log_p.cumsum(-1) - chosen_p_log_p)
-    entropy = left.log() - left_p_log_p / left
+    # from here on in float64: no more than (b, g, k)
+    top_scores, highest = top_scores.double(), highest.double()
+    total = torch.cat([top_scores, highest + mass.clamp_min(_TINY).log()], 1).logsumexp(1, keepdim=True)
+    chosen = masked.gather(1, slates.reshape(batch, groups * k)).view(batch, groups, k).double()
+    shared = slates.unsqueeze(-1) == top.view(batch, 1, 1, -1)  # (b, g, k, t)
+    own = (chosen.masked_fill(shared.any(3), -torch.inf) - highest.unsqueeze(2)).clamp_min(_ZERO)
+    own_weights = own.exp()
+    mass = mass - own_weights.sum(2)  # (b, g)
+    spread = spread + (own_weights * own).sum(2)
 
-    exhausted = ((1.0 - taken).detach() < 2 * _MASS_FLOOR).any(-1)  # (b, g)
-    if exhausted.any():
-        rows, columns = exhausted.nonzero(as_tuple=True)
-        exact = _slot_by_slot(masked[rows], slates[rows, columns])
-        log_probs = log_probs.index_put((rows, columns), exact.log_probs)
-        entropy = entropy.index_put((rows, columns), exact.entropy)
-    return SlateLogProbs(log_probs.float(), entropy.clamp_min(0.0).float())
+    chosen = chosen - total.unsqueeze(2)
+    top_left = (top_scores - total).unsqueeze(1).masked_fill(shared.any(2), _NOTHING)  # (b, g, t)
+    highest = highest - total
+    left = _left(top_left, highest + mass.clamp_min(_TINY).log(), chosen)
+
+    def log_surprise(log_p: Tensor) -> Tensor:  # log(-log p), finite where p is 0 or 1
+        return (-log_p.clamp(_NOTHING, -_TINY)).log()
+
+    # -p log p sums up like p, since all of its terms are positive too
+    terms = _left(
+        top_left + log_surprise(top_left),
+        highest + (spread - highest * mass).clamp_min(_TINY).log(),
+        chosen + log_surprise(chosen),
+    )
+    entropy = left + (terms - left).exp()
+    return SlateLogProbs((chosen - left).to(masked.dtype), entropy.clamp_min(0.0).to(masked.dtype))
 
 
-def _slot_by_slot(masked: Tensor, slates: Tensor) -> SlateLogProbs:
-    """The definition, one log-softmax a slot: `masked` (n, c) with -inf outside the support, `slates` (n, k)."""
-    log_probs, entropies = [], []
-    open_ = masked > -torch.inf
-    for slot in range(slates.shape[1]):
-        position = slates[:, slot : slot + 1]
-        log_q = torch.log_softmax(masked.masked_fill(~open_, -torch.inf), dim=-1)  # (n, c)
-        log_probs.append(log_q.gather(1, position).squeeze(1))
-        safe = log_q.masked_fill(~open_, 0.0)
-        entropies.append(-torch.where(open_, safe.exp() * safe, 0.0).sum(-1))
-        open_ = open_.scatter(1, position, False)
-    return SlateLogProbs(torch.stack(log_probs, -1), torch.stack(entropies, -1))
+def _left(top_left: Tensor, rest: Tensor, chosen: Tensor) -> Tensor:
+    """Logarithms of what is left before each slot, (b, g, k), from those of its parts (b, g, t), (b, g), (b, g, k)."""
+    outside = torch.cat([top_left, rest.unsqueeze(-1)], -1).logsumexp(-1)
+    sums = []
+    for slot in reversed(chosen.unbind(-1)):
+        outside = torch.logaddexp(outside, slot)
+        sums.append(outside)
+    return torch.stack(sums[::-1], -1)
 
 
 def _check_support(support: Tensor, k: int) -> None:

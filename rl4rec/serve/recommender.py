@@ -14,6 +14,7 @@ from torch import Tensor
 from rl4rec._io import read_parquet
 from rl4rec.data.dataset import IntArray
 from rl4rec.errors import UserError
+from rl4rec.model.device import best_device
 from rl4rec.model.load import load_policy
 from rl4rec.model.policy import SlatePolicy
 from rl4rec.model.scores import top_k
@@ -200,5 +201,5 @@ def load_recommender(folder: Path, items: Path) -> Recommender:
             f"{folder}: a policy of {policy.num_items} items, but {items} has {len(table)}. "
             "They are of different data: run `dvc repro`."
         )
-    torch.nn.Module.to(policy, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    torch.nn.Module.to(policy, best_device())
     return Recommender(policy, table["item"].to_list(), table["count"].to_numpy().astype(np.int64))

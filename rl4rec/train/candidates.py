@@ -36,6 +36,7 @@ class CandidateRule:
         """(b, n + 1) item indices in rising order; None for the whole catalogue."""
         if self._params.source == "full":
             return None
+        self._weights = self._weights.to(targets.device)  # once: it stays there
         return draw_candidates(
             histories,
             targets,
@@ -43,7 +44,7 @@ class CandidateRule:
             negatives=self._params.negatives,
             num_items=len(self._weights),
             source=self._params.source,
-            popularity=self._weights.to(targets.device),
+            popularity=self._weights,
             exclude_seen=self._exclude_seen,
         )
 
@@ -106,12 +107,16 @@ def _permutation_prefix(keys: Tensor, *, count: int, size: int) -> Tensor:
     base = (torch.arange(len(keys), device=keys.device) * (4 * (low + 1))).repeat_interleave(count)
     value = torch.arange(count, device=keys.device).repeat(len(keys))
     walking = torch.arange(len(value), device=keys.device)
+    # Asking who still walks makes the host wait for a GPU, and costs a CPU next to nothing.
+    walks = 1 if keys.device.type == "cpu" else 8
     while len(walking):
-        left, right = value[walking] >> half, value[walking] & low
-        row = base[walking]
-        for round_ in range(4):
-            left, right = right, left ^ table[row + (right + round_ * (low + 1))]
-        out = (left << half) | right
+        out, row = value[walking], base[walking]
+        for walk in range(walks):
+            left, right = out >> half, out & low
+            for round_ in range(4):
+                left, right = right, left ^ table[row + (right + round_ * (low + 1))]
+            stepped = (left << half) | right
+            out = stepped if walk == 0 else torch.where(out >= size, stepped, out)
         value[walking] = out
         walking = walking[out >= size]
     return value.view(len(keys), count)

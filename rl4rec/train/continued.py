@@ -45,7 +45,7 @@ class ContinuedSFTTrainer(PromptTrainer):
             rl.sft_continued,
             weight_decay=rl.weight_decay,
             total_steps=self.count_steps(rl.grpo),
-            samples_per_step=prompts * self.accelerator.num_processes,
+            samples_per_step=prompts,
         )
 
     def train_step(self, step: int, *, logged: bool) -> Stats:
@@ -53,8 +53,8 @@ class ContinuedSFTTrainer(PromptTrainer):
         prompts = self.read_prompts(step)
         support = self.policy.support(prompts.histories)
         for _ in range(self.rl.grpo.num_iterations):
-            scores = self.policy.score_candidates(self.policy.encode(prompts.histories), support)
-            loss = target_cross_entropy(scores, support, prompts.targets)
-            loss.backward()  # type: ignore[no-untyped-call]
+            scores = self.policy.score_candidates(self.encode(self.policy, prompts.histories), support)
+            loss = self.share(prompts, self.prompts_per_step) * target_cross_entropy(scores, support, prompts.targets)
+            self.backward(loss)
             norm = self.update()
         return {"loss": loss.detach(), "grad_norm": norm}

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rl4rec.model.device import to_device
+
 NONE = -1  # no item: padding, and what follows the last item of a sequence
 
 
@@ -285,20 +287,4 @@ class ItemSampler:
         """A fresh sample."""
         places = torch.rand(self._draws, dtype=torch.float64) * self._edges[-1]
         items = torch.searchsorted(self._edges, places, right=True).clamp_max(len(self._edges) - 1)
-        return SampledItems(items.to(device), self._expected[items].to(device))
-
-
-def fast_matmul_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Type of the matrix products for `sft.precision`: `auto` is bfloat16 where the hardware multiplies it natively.
-
-    Args:
-        precision: `auto`, `bf16` or `fp32`.
-        device: where the products run.
-    """
-    if precision == "fp32":
-        return torch.float32
-    if precision == "bf16":
-        return torch.bfloat16
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+        return SampledItems(to_device(items, device), to_device(self._expected[items], device))

@@ -87,7 +87,7 @@ class GRPOTrainer(PromptTrainer):
             rl.grpo,
             weight_decay=rl.weight_decay,
             total_steps=self.count_steps(rl.grpo),
-            samples_per_step=rl.grpo.slates_per_step * self.accelerator.num_processes,
+            samples_per_step=rl.grpo.slates_per_step,
         )
 
     def train_step(self, step: int, *, logged: bool) -> Stats:
@@ -99,9 +99,10 @@ class GRPOTrainer(PromptTrainer):
                 log_probs, loss, numbers = self.loss(part, old[number] if iteration else None)
                 if not iteration:
                     old.append(log_probs.detach())
-                (loss / len(parts)).backward()  # type: ignore[no-untyped-call]
+                share = self.share(part.prompts, self.prompts_per_step)
+                self.backward(share * loss)
                 for name, value in numbers.items():
-                    stats[name] = stats.get(name, 0.0) + value / len(parts) / self.params.num_iterations
+                    stats[name] = stats.get(name, 0.0) + share / self.params.num_iterations * value
             stats["grad_norm"] = self.update()
         return stats
 
@@ -112,7 +113,7 @@ class GRPOTrainer(PromptTrainer):
         prompts = self.read_prompts(step)
         support = policy.support(prompts.histories, prompts.candidates)
         slates = policy.sample(
-            policy.encode(prompts.histories),
+            self.encode(policy, prompts.histories),
             support,
             num_slates=params.num_sample_generations,
             k=self.rl.k,
@@ -121,13 +122,14 @@ class GRPOTrainer(PromptTrainer):
         )  # (b, g, k)
         gains = self.reward(slates, prompts.targets.unsqueeze(1))  # (b, g, k)
         rewards = gains.sum(-1)  # (b, g)
-        everywhere: Tensor = self.accelerator.gather(rewards) if params.scale_rewards == "batch" else rewards
+        everywhere = self.gather_rows(rewards, self.prompts_per_step) if params.scale_rewards == "batch" else rewards
         advantages = group_advantages(rewards, params.scale_rewards, spread=everywhere)
-        stats = reward_stats(slates, prompts.targets, gains)
-        stats["no_signal_share"] = (rewards == rewards[:, :1]).all(1).double().mean()
+        share = self.share(prompts, self.prompts_per_step)
+        stats = reward_stats(slates, prompts.targets, gains, share=share)
+        stats["no_signal_share"] = share * (rewards == rewards[:, :1]).all(1).double().mean()
         reference = None
         if with_reference:
-            states = self.reference.encode(prompts.histories)
+            states = self.encode(self.reference, prompts.histories)
             reference, _ = self.reference.log_probs(states, support, slates, temperature=params.temperature)
         parts = []
         for start in range(0, len(prompts), params.batch_size):
@@ -151,7 +153,7 @@ class GRPOTrainer(PromptTrainer):
             old: (b, g, k) log-probabilities under the policy that sampled; None: these, the policy is that one.
         """
         params = self.params
-        states = self.policy.encode(part.prompts.histories)
+        states = self.encode(self.policy, part.prompts.histories)
         log_probs, entropy = self.policy.log_probs(states, part.support, part.slates, temperature=params.temperature)
         old = log_probs.detach() if old is None else old
         advantages = part.advantages.unsqueeze(-1)

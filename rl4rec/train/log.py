@@ -106,9 +106,10 @@ class RunLog:
         Raises:
             UserError: training has diverged.
         """
-        for name, weight in policy.named_parameters():
-            if not torch.isfinite(weight).all():
-                raise self._diverged(step, f"the weights {name} are not finite")
+        names, weights = zip(*policy.named_parameters(), strict=True)
+        sound = torch.stack([torch.isfinite(weight).all() for weight in weights]).tolist()
+        if not all(sound):
+            raise self._diverged(step, f"the weights {names[sound.index(False)]} are not finite")
 
     def _diverged(self, step: int, cause: str) -> UserError:
         penalty = f", raise {self._section}.kl_coef" if self._max_kl is not None else ""

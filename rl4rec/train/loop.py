@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable
@@ -20,13 +21,17 @@ from transformers import get_scheduler
 
 from rl4rec._console import Progress
 from rl4rec.data.dataset import PreparedData
+from rl4rec.errors import UserError
 from rl4rec.metrics import slate_hits
+from rl4rec.model.batch import Histories, States
 from rl4rec.model.crossfit_embeddings import CrossfitEmbeddings
+from rl4rec.model.device import say_device, to_device
 from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import PPOParams, RLParams, RolloutParams, UpdateParams
 from rl4rec.train.candidates import CandidateRule
 from rl4rec.train.checkpoints import latest_checkpoint, load_state, save_state, seal
 from rl4rec.train.log import RunLog, peak_memory_mb
+from rl4rec.train.precision import choose_precision
 from rl4rec.train.prompts import Prompts, PromptSet
 from rl4rec.train.trainable import frozen_copy, set_trainable
 
@@ -44,6 +49,7 @@ class Trainer(ABC):
         run: takes log rows and validations.
         eval_every: steps between validations; the last step is always validated.
         logging_steps: steps between log rows.
+        precision: `sft.precision` or `rl.precision`.
     """
 
     name: str  # of the progress bar
@@ -51,14 +57,15 @@ class Trainer(ABC):
 
     validate_start = True  # whether the curve begins with the policy as it came
 
-    def __init__(self, policy: SlatePolicy, run: RunLog, *, eval_every: int, logging_steps: int) -> None:
+    def __init__(
+        self, policy: SlatePolicy, run: RunLog, *, eval_every: int, logging_steps: int, precision: str
+    ) -> None:
         self.accelerator = Accelerator()
-        if self.accelerator.num_processes == 1 and torch.cuda.device_count() > 1:
-            logger.warning(
-                "%d GPUs are visible and one is used: start one process per GPU with `accelerate launch pipelines/...`",
-                torch.cuda.device_count(),
-            )
+        say_device(self.accelerator.device)
         nn.Module.to(policy, self.accelerator.device)
+        self.precision = choose_precision(
+            precision, self.accelerator.device, width=policy.get_input_embeddings().get_parameter("weight").shape[1]
+        )
         self.policy, self.run = policy, run
         self._eval_every, self._logging_steps = eval_every, logging_steps
 
@@ -73,14 +80,14 @@ class Trainer(ABC):
         warmup_steps: int = 0,
         value_head: nn.Module | None = None,
     ) -> None:
-        """Make optimizer and schedule for what is trainable; samples are counted over all processes."""
+        """Make optimizer and schedule for what is trainable."""
         groups = decay_groups(self.policy.named_parameters(), section.learning_rate, weight_decay)
         self.modules = nn.ModuleDict({"policy": self.policy})
         if value_head is not None:
             assert isinstance(section, PPOParams)
             self.modules["value_head"] = nn.Module.to(value_head, self.accelerator.device)
             groups += decay_groups(value_head.named_parameters(), section.value_learning_rate, weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, betas=betas)
+        self.optimizer = torch.optim.AdamW(groups, betas=betas, fused=self.accelerator.device.type == "cuda")
         self.schedule = get_scheduler(section.lr_scheduler, self.optimizer, warmup_steps, total_steps)
         self.total_steps, self.samples_per_step = total_steps, samples_per_step
         self._max_grad_norm = section.max_grad_norm
@@ -95,6 +102,26 @@ class Trainer(ABC):
 
     def load_state(self, state: dict[str, float]) -> None:  # noqa: B027 - nothing to take back by default
         """Take back what `state` returned."""
+
+    def encode(self, policy: SlatePolicy, histories: Histories) -> States:
+        """States of histories, read in the training's precision."""
+        with self.precision.reading():
+            return policy.encode(histories)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a loss's gradients to those of the step."""
+        with self.precision.gradients():
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    def gather_rows(self, rows: Tensor, total: int) -> Tensor:
+        """What each process has of `total` rows, taking turns (its own are every n-th), in the order of all of them."""
+        processes = self.accelerator.num_processes
+        if processes == 1:
+            return rows
+        longest = math.ceil(total / processes)
+        padded = torch.nn.functional.pad(rows, [0, 0] * (rows.dim() - 1) + [0, longest - len(rows)])
+        everywhere: Tensor = self.accelerator.gather(padded.contiguous())
+        return everywhere.view(processes, longest, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)[:total]
 
     def update(self) -> Tensor:
         """Move the weights along the gradients that backward passes have left; the norm of the gradients."""
@@ -153,13 +180,14 @@ class Trainer(ABC):
         return step
 
     def _means(self, window: dict[str, list[float | Tensor]]) -> dict[str, float]:
-        """The mean of each number over the window, and over the processes."""
-        means = {name: sum(map(float, values)) / len(values) for name, values in sorted(window.items())}
-        if self.accelerator.num_processes == 1:
-            return means
-        together = torch.tensor(list(means.values()), dtype=torch.float64, device=self.accelerator.device)
-        over_processes = self.accelerator.reduce(together, "mean")
-        return dict(zip(means, over_processes.tolist(), strict=True))
+        """The mean of each number over the window, and over the processes; tensors are read from the device at once."""
+        columns = [
+            torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in values]).mean()
+            for _, values in sorted(window.items())
+        ]
+        together = torch.stack([to_device(column, self.accelerator.device) for column in columns])
+        means: Tensor = self.accelerator.reduce(together, "mean")
+        return dict(zip(sorted(window), means.tolist(), strict=True))
 
     def _save(self, folder: Path, step: int) -> None:
         save_state(folder, self.modules, self.optimizer, self.schedule, rank=self.accelerator.process_index)
@@ -190,7 +218,10 @@ class PromptTrainer(Trainer):
         section: the algorithm's own part of it.
         run: takes log rows and validations.
         crossfit: item embeddings that have not seen the prompts' targets (`rl.crossfit`).
-        prompts_per_step: of one process.
+        prompts_per_step: of all processes together.
+
+    Raises:
+        UserError: there are more processes than prompts per step.
     """
 
     def __init__(
@@ -204,7 +235,12 @@ class PromptTrainer(Trainer):
         crossfit: CrossfitEmbeddings | None,
         prompts_per_step: int,
     ) -> None:
-        super().__init__(policy, run, eval_every=rl.eval_every, logging_steps=rl.logging_steps)
+        super().__init__(policy, run, eval_every=rl.eval_every, logging_steps=rl.logging_steps, precision=rl.precision)
+        if self.accelerator.num_processes > prompts_per_step:
+            raise UserError(
+                f"{self.accelerator.num_processes} processes share the {prompts_per_step} prompts of a step: raise "
+                f"rl.{self.name}.batch_size, or start fewer (RL4REC_PROCESSES)"
+            )
         policy.train(False)  # slates and log-probabilities come from one distribution: no dropout
         self.reference = frozen_copy(policy)
         set_trainable(policy, rl.trainable, rl.lora)
@@ -224,27 +260,34 @@ class PromptTrainer(Trainer):
 
     def count_steps(self, params: RolloutParams) -> int:
         """Steps, one rollout each: `max_steps`, or `num_epochs` over the prompts, or the budget of slates."""
-        return count_steps(self.rl, params, prompts=len(self.prompts), processes=self.accelerator.num_processes)
+        return count_steps(self.rl, params, prompts=len(self.prompts))
 
     def read_prompts(self, step: int) -> Prompts:
         """This process's prompts of a step, with their candidates, on its device.
 
-        Processes take turns, so that together they have the prompts of a single process with their batch.
+        Processes take turns, so that together they have the prompts of a single process.
         """
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        count = self.prompts_per_step * processes
-        batch = self.prompts.visit(step * count, count).share(rank, processes)
-        return batch.to_tensors(self.policy, self.crossfit, self.candidates)
+        batch = self.prompts.visit(step * self.prompts_per_step, self.prompts_per_step)
+        mine = batch.share(self.accelerator.process_index, self.accelerator.num_processes)
+        return mine.to_tensors(self.policy, self.crossfit, self.candidates)
+
+    def share(self, prompts: Prompts, total: int) -> float:
+        """What makes the mean over some of a process's prompts a part of the mean over all `total` of the processes.
+
+        Numbers and gradients are averaged over the processes, whose prompts need not be equally many.
+        """
+        processes: int = self.accelerator.num_processes
+        return len(prompts) * processes / total
 
 
-def count_steps(rl: RLParams, params: RolloutParams, *, prompts: int, processes: int = 1) -> int:
+def count_steps(rl: RLParams, params: RolloutParams, *, prompts: int) -> int:
     """Steps, one rollout each: `max_steps`, or from `num_epochs` over the prompts, or from the budget of slates."""
     if params.max_steps is not None:
         return params.max_steps
     slates = rl.num_slates
     if params.num_epochs is not None:
         slates = round(params.num_epochs * prompts) * params.num_sample_generations
-    return max(1, round(slates / (params.slates_per_step * processes)))
+    return max(1, round(slates / params.slates_per_step))
 
 
 def decay_groups(
@@ -258,6 +301,7 @@ def decay_groups(
     return [{"params": each, "lr": learning_rate, "weight_decay": decay} for each, decay in groups if each]
 
 
-def reward_stats(slates: Tensor, targets: Tensor, gains: Tensor) -> Stats:
+def reward_stats(slates: Tensor, targets: Tensor, gains: Tensor, *, share: float = 1.0) -> Stats:
     """Mean reward and share of hits of slates (b, g, k) with gains (b, g, k), as every RL algorithm logs them."""
-    return {"reward": gains.sum(-1).mean(), "hit_share": slate_hits(slates, targets.unsqueeze(1)).double().mean()}
+    hits = slate_hits(slates, targets.unsqueeze(1)).double().mean()
+    return {"reward": share * gains.sum(-1).mean(), "hit_share": share * hits}

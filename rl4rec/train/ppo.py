@@ -15,7 +15,7 @@ What to know beside the paper and the practice of language models:
 - The value head reads the prompt's state and predicts one value per slot: what the slate still earns from there if it
   has not hit yet. The state does not see the items chosen so far, which keeps one forward pass for all slates.
 - The KL penalty is a part of the reward, as in Ziegler et al. (2019), not of the loss.
-- Several processes shuffle their prompts together, so that their mini-batches are those of a single process.
+- Several processes share the prompts of each mini-batch of a single process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from rl4rec.data.dataset import PreparedData
-from rl4rec.model.batch import Support
+from rl4rec.model.batch import Rows, Support, place_parts
 from rl4rec.model.crossfit_embeddings import CrossfitEmbeddings
 from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import RLParams
@@ -64,9 +64,10 @@ class Rollout:
     advantages: Tensor  # (b, g, k) whitened
     returns: Tensor  # (b, g, k)
 
-    def __getitem__(self, rows: Tensor) -> Rollout:
+    def __getitem__(self, rows: Rows) -> Rollout:
         """Some of the prompts."""
-        return Rollout(**{name: field[rows] for name, field in vars(self).items()})
+        picked = {name: field[rows.placed if isinstance(field, Tensor) else rows] for name, field in vars(self).items()}
+        return Rollout(**picked)
 
 
 class PPOTrainer(PromptTrainer):
@@ -103,7 +104,7 @@ class PPOTrainer(PromptTrainer):
             rl.ppo,
             weight_decay=rl.weight_decay,
             total_steps=self.count_steps(rl.ppo),
-            samples_per_step=rl.ppo.slates_per_step * self.accelerator.num_processes,
+            samples_per_step=rl.ppo.slates_per_step,
             value_head=self.value_head,
         )
         self.kl_control = AdaptiveKL(rl.ppo.kl_coef, target=rl.ppo.kl_target)
@@ -129,7 +130,7 @@ class PPOTrainer(PromptTrainer):
         policy, params = self.policy, self.params
         prompts = self.read_prompts(step)
         support = policy.support(prompts.histories, prompts.candidates)
-        states = policy.encode(prompts.histories)
+        states = self.encode(policy, prompts.histories)
         slates = policy.sample(
             states,
             support,
@@ -144,27 +145,27 @@ class PPOTrainer(PromptTrainer):
         gains = self.reward(slates, prompts.targets.unsqueeze(1))  # (b, g, k)
         live = live_slots(gains) if self.reward.ends_at_hit else torch.ones_like(gains, dtype=torch.bool)
         rewards = gains
-        stats = reward_stats(slates, prompts.targets, gains)
-        stats["no_signal_share"] = (gains == 0).all(-1).double().mean()
+        share = self.share(prompts, self.prompts_per_step)
+        stats = reward_stats(slates, prompts.targets, gains, share=share)
+        stats["no_signal_share"] = share * (gains == 0).all(-1).double().mean()
         if measure_kl or params.kl_coef > 0:
-            apart = self.reference.encode(prompts.histories)
+            apart = self.encode(self.reference, prompts.histories)
             reference, _ = self.reference.log_probs(apart, support, slates, temperature=params.temperature)
-            kl: Tensor = self.accelerator.reduce(kl_estimate(log_probs, reference).mean(), "mean")
-            stats["kl"] = kl
+            stats["kl"] = kl = share * kl_estimate(log_probs, reference).mean()
             if params.kl_coef > 0:
                 rewards = gains - self.kl_control.value * (log_probs - reference) * live
                 if params.kl_control == "adaptive":
-                    self.kl_control.update(kl.item())
+                    self.kl_control.update(self.accelerator.reduce(kl, "mean").item())
 
         if params.advantage == "gae":
             advantages, returns = gae(rewards, values, live, gamma=params.gamma, lam=params.lam)
         else:
             advantages, returns = bandit(rewards * live, values, live)
-        everywhere = self.accelerator.gather((values.contiguous(), returns, advantages, live))
+        everywhere = [self.gather_rows(each, self.prompts_per_step) for each in (values, returns, advantages, live)]
         stats["explained_variance"] = explained_variance(everywhere[0], everywhere[1], everywhere[3])
         if params.whiten_advantages:
-            start = self.accelerator.process_index * len(advantages)
-            advantages = whiten(everywhere[2], everywhere[3])[start : start + len(advantages)]
+            mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+            advantages = whiten(everywhere[2], everywhere[3])[mine]
         return Rollout(prompts, support, slates, live, log_probs, values, advantages, returns), stats
 
     # --- update -----------------------------------------------------------------------------------
@@ -175,30 +176,33 @@ class PPOTrainer(PromptTrainer):
         for epoch in range(params.ppo_epochs):
             for number, rows in enumerate(self.mini_batches(step, epoch), start=1):
                 loss, stats = self.loss(rollout[rows])
-                (loss / params.gradient_accumulation_steps).backward()  # type: ignore[no-untyped-call]
+                self.backward(loss / params.gradient_accumulation_steps)
                 if number % params.gradient_accumulation_steps == 0:
                     stats["grad_norm"] = self.update()
                 for name, value in stats.items():
-                    sums[name].append(torch.as_tensor(value))
+                    sums[name].append(value)
         return {name: torch.stack(values).mean() for name, values in sums.items()}
 
-    def mini_batches(self, step: int, epoch: int) -> list[Tensor]:
+    def mini_batches(self, step: int, epoch: int) -> list[Rows]:
         """This process's rows of each mini-batch of a pass, in an order of the pass's own."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        order = np.random.default_rng([self.params.seed, step, epoch]).permutation(self.prompts_per_step * processes)
+        order = np.random.default_rng([self.params.seed, step, epoch]).permutation(self.prompts_per_step)
         parts = np.split(order, self.prompts_per_step // self.params.mini_batch_size)
-        return [torch.from_numpy(part[part % processes == rank] // processes) for part in parts]
+        rows = [torch.from_numpy(part[part % processes == rank] // processes) for part in parts]
+        return place_parts(rows, self.accelerator.device)
 
-    def loss(self, part: Rollout) -> tuple[Tensor, Stats]:
+    def loss(self, part: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a mini-batch, whose mean over the processes is that of all its slots, and its numbers."""
         params = self.params
-        share = self._share(part.live.sum())  # of live slots: processes have different numbers
+        live_share = self._share_of_live(part.live.sum())
         if not len(part.prompts):
-            nothing = sum((weight.sum() for weight in self.modules.parameters() if weight.requires_grad), share) * 0.0
+            weights = (weight.sum() for weight in self.modules.parameters() if weight.requires_grad)
+            nothing: Tensor = sum(weights, live_share) * 0.0
             names = ["loss", "value_loss", "entropy", "clip_fraction"]
             names += ["target_loss"] if self.rl.sft_coef > 0 else []
-            return nothing, dict.fromkeys(names, 0.0)  # numbers are averaged over the processes name by name
-        states = self.policy.encode(part.prompts.histories)
+            # numbers are averaged over the processes name by name
+            return nothing, dict.fromkeys(names, torch.zeros_like(live_share))
+        states = self.encode(self.policy, part.prompts.histories)
         log_probs, entropy = self.policy.log_probs(states, part.support, part.slates, temperature=params.temperature)
         values = self.value_head(states.vectors).unsqueeze(1)
         slots, outside = clipped_surrogate(
@@ -209,23 +213,23 @@ class PPOTrainer(PromptTrainer):
             values, part.old_values, part.returns, part.live, clip_range=params.clip_range_value
         )
         loss = policy_loss + params.value_coef * value_loss - params.entropy_coef * masked_mean(entropy, part.live)
-        loss = share * loss
-        prompts = len(part.prompts) / params.mini_batch_size  # the same for prompts
-        stats: Stats = {
-            "loss": share * policy_loss.detach(),
-            "value_loss": share * value_loss.detach(),
-            "entropy": prompts * entropy.detach().mean(),  # of all slots, as GRPO logs it; the bonus is of live ones
-            "clip_fraction": share * masked_mean(outside.to(share.dtype), part.live),
+        loss = live_share * loss
+        share = self.share(part.prompts, params.mini_batch_size)
+        stats = {
+            "loss": live_share * policy_loss.detach(),
+            "value_loss": live_share * value_loss.detach(),
+            "entropy": share * entropy.detach().mean(),  # of all slots, as GRPO logs it; the bonus is of live ones
+            "clip_fraction": live_share * masked_mean(outside.to(live_share.dtype), part.live),
         }
         if self.rl.sft_coef > 0:
             scores = self.policy.score_candidates(states, part.support)
             target_loss = target_cross_entropy(scores, part.support, part.prompts.targets)
-            stats["target_loss"] = prompts * target_loss.detach()
-            loss = loss + self.rl.sft_coef * prompts * target_loss
+            stats["target_loss"] = share * target_loss.detach()
+            loss = loss + self.rl.sft_coef * share * target_loss
         return loss, stats
 
-    def _share(self, count: Tensor) -> Tensor:
-        """A count over its mean over the processes: turns the mean of their means into the mean of all."""
+    def _share_of_live(self, count: Tensor) -> Tensor:
+        """As `share` for live slots, of which processes have different numbers even with equally many prompts."""
         count = count.float()
         mean: Tensor = self.accelerator.reduce(count, "mean")
         return count / mean

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from rl4rec.data.dataset import PreparedData, Ragged
 from rl4rec.errors import UserError
-from rl4rec.model.batch import Histories
+from rl4rec.model.batch import Histories, Rows
 from rl4rec.model.crossfit_embeddings import CrossfitEmbeddings
+from rl4rec.model.device import to_device
 from rl4rec.model.keyed_random import combine
 from rl4rec.model.policy import SlatePolicy
 from rl4rec.train.candidates import CandidateRule
@@ -47,11 +48,10 @@ class PromptBatch(NamedTuple):
             rule: how candidates are drawn.
         """
         histories = policy.pad_histories(self.histories)
-        targets, seeds = (torch.from_numpy(each).to(policy.device) for each in (self.targets, self.seeds))
+        targets, seeds = to_device(torch.from_numpy(np.stack([self.targets, self.seeds])), policy.device)
         if crossfit is not None:
             assert self.tables is not None
-            tables = torch.from_numpy(self.tables).to(policy.device)
-            histories = Histories(histories.items, histories.lengths, tables, crossfit)
+            histories = Histories(histories.items, histories.lengths, torch.from_numpy(self.tables), crossfit)
         return Prompts(histories, targets, combine(seeds, targets), rule.candidates(histories, targets, seeds))
 
 
@@ -67,9 +67,10 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, rows: Tensor | slice) -> Prompts:
-        candidates = None if self.candidates is None else self.candidates[rows]
-        return Prompts(self.histories[rows], self.targets[rows], self.keys[rows], candidates)
+    def __getitem__(self, rows: Rows | slice) -> Prompts:
+        placed = rows.placed if isinstance(rows, Rows) else rows
+        candidates = None if self.candidates is None else self.candidates[placed]
+        return Prompts(self.histories[rows], self.targets[placed], self.keys[placed], candidates)
 
 
 def check_slate_fits(data: PreparedData, *, k: int, max_history: int, mask_seen: bool, latest: bool = False) -> None:

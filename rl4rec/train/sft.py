@@ -14,12 +14,14 @@ from torch import Tensor
 
 from rl4rec.data.dataset import PreparedData, Ragged
 from rl4rec.errors import UserError
-from rl4rec.model.batch import Histories, length_groups
+from rl4rec.model.batch import Histories, length_groups, place_parts
+from rl4rec.model.device import to_device
 from rl4rec.model.policy import IntArray, SlatePolicy
 from rl4rec.params import SFTParams
-from rl4rec.train.cross_entropy import NONE, ItemSampler, NextItemsLoss, SampledItems, fast_matmul_dtype
+from rl4rec.train.cross_entropy import NONE, ItemSampler, NextItemsLoss, SampledItems
 from rl4rec.train.log import RunLog
 from rl4rec.train.loop import Stats, Trainer
+from rl4rec.train.precision import FLOAT32, Precision
 from rl4rec.train.seeding import seed_everything
 
 
@@ -50,10 +52,9 @@ class SFTTrainer(Trainer):
                 "no user has two training items (the last two of each are held out): there is nothing to learn. "
                 "Bring more data"
             )
-        per_step = params.batch_size * params.gradient_accumulation_steps  # windows of one process
+        self.windows_per_step = params.batch_size * params.gradient_accumulation_steps  # of all processes
         seed_everything(params.seed)  # of dropout and of the sampled softmax
-        super().__init__(policy, run, eval_every=1, logging_steps=params.logging_steps)
-        self.windows_per_step = per_step * self.accelerator.num_processes
+        super().__init__(policy, run, eval_every=1, logging_steps=params.logging_steps, precision=params.precision)
         self.steps_per_epoch = math.ceil(len(self.windows) / self.windows_per_step)
         self._eval_every = max(1, params.eval_every_epochs * self.steps_per_epoch)
         self.prepare(
@@ -68,7 +69,7 @@ class SFTTrainer(Trainer):
             window=params.target_window,
             decay=params.target_decay,
             label_smoothing=params.label_smoothing,
-            matmul_dtype=fast_matmul_dtype(params.precision, self.accelerator.device),
+            matmul_dtype=self.precision.softmax,
         )
         self.sampler: ItemSampler | None = None  # None: softmax over the whole catalogue
         if params.softmax == "sampled":
@@ -85,10 +86,11 @@ class SFTTrainer(Trainer):
         total = torch.zeros((), device=self.accelerator.device)
         for start in range(0, len(mine), self.params.batch_size):
             rows = mine[start : start + self.params.batch_size].tolist()
-            windows = pad_windows([self.windows[row] for row in rows]).to(self.accelerator.device)
-            sampled = None if self.sampler is None else self.sampler.draw(windows.device)
-            loss = sum_over_positions(self.policy, windows, self.next_items_loss, sampled) / positions * processes
-            loss.backward()
+            windows = pad_windows([self.windows[row] for row in rows])
+            sampled = None if self.sampler is None else self.sampler.draw(self.accelerator.device)
+            loss = sum_over_positions(self.policy, windows, self.next_items_loss, sampled, precision=self.precision)
+            loss = loss / positions * processes
+            self.backward(loss)
             total += loss.detach()
         return {"loss": total, "grad_norm": self.update(), "tokens": positions}
 
@@ -103,28 +105,39 @@ class SFTTrainer(Trainer):
 
 
 def sum_over_positions(
-    policy: SlatePolicy, windows: Tensor, next_items_loss: NextItemsLoss, sampled: SampledItems | None = None
+    policy: SlatePolicy,
+    windows: Tensor,
+    next_items_loss: NextItemsLoss,
+    sampled: SampledItems | None = None,
+    *,
+    precision: Precision = FLOAT32,
 ) -> Tensor:
     """Summed SFT loss of all positions of some windows, () float32.
 
     Args:
         policy: what reads each window without its last item.
-        windows: (b, l + 1) right-padded with `NONE`.
+        windows: (b, l + 1) right-padded with `NONE`, on the host, where it is planned what is read together.
         next_items_loss: what each position should predict.
         sampled: estimate the softmax's sum from these items instead of the whole catalogue.
+        precision: of the reading.
     """
+    device = policy.device
     following = next_items_loss.following(windows[:, 1:])  # (b, l, window)
-    histories = Histories(windows[:, :-1], (windows != NONE).sum(1) - 1)
+    histories = Histories(to_device(windows[:, :-1], device), (windows != NONE).sum(1) - 1)
+    groups = length_groups(histories.lengths)
     vectors: list[Tensor] = []
     expected: list[Tensor] = []
-    for rows, width in length_groups(histories.lengths):
-        inside = following[rows, :width, 0] != NONE
-        vectors.append(policy.encode_positions(histories[rows].first(width))[inside])
-        expected.append(following[rows, :width][inside])
+    for rows, (_, width) in zip(place_parts([rows for rows, _ in groups], device), groups, strict=True):
+        with precision.reading():
+            read = policy.encode_positions(histories[rows].first(width)).flatten(0, 1)
+        next_items = following[rows.host, :width].flatten(0, 1)
+        inside = (next_items[:, 0] != NONE).nonzero().squeeze(1)
+        vectors.append(read[to_device(inside, device)])
+        expected.append(next_items[inside])
     return next_items_loss(
         torch.cat(vectors),
         policy.item_embeddings(),
-        torch.cat(expected),
+        to_device(torch.cat(expected), device),
         sampled,
         unit_rows=policy.config.score == "cosine",
     )

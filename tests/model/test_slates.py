@@ -53,25 +53,36 @@ def test_exact_when_the_slate_takes_nearly_all_mass() -> None:
     assert (unlikely.entropy >= 0).all()
 
 
-@pytest.mark.parametrize("scale", [1.0, 30.0])
-def test_gradient_of_log_probs_and_entropy_is_that_of_the_definition(scale: float) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 2e-6)], ids=str)
+@pytest.mark.parametrize("k", [1, 3, 6])  # 6: all that the first prompt may choose
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0, 1000.0])  # 1000: probabilities of far below 1e-308
+def test_values_and_gradients_are_those_of_the_definition(
+    scale: float, k: int, dtype: torch.dtype, tolerance: float
+) -> None:
     torch.manual_seed(0)
-    scores = (torch.randn(2, 7, dtype=torch.float64) * scale).requires_grad_()
+    scores = (torch.randn(2, 7, dtype=dtype) * scale).requires_grad_()
     support = torch.ones(2, 7, dtype=torch.bool)
     support[0, 2] = False
-    slates = torch.tensor([[[0, 5, 3], [6, 1, 0]], [[2, 4, 6], [1, 0, 3]]])
+    best = greedy_slate(scores.detach(), support, k=k)  # takes nearly all mass
+    slates = torch.stack([torch.tensor([[0, 5, 3, 6, 1, 4], [2, 4, 6, 1, 0, 3]])[:, :k], best, best.flip(1)], 1)
     result = slate_log_probs(scores, support, slates)
-    (gradient,) = torch.autograd.grad((result.log_probs + 0.1 * result.entropy).sum(), scores)
+    weights = torch.randn(2, *slates.shape, dtype=dtype)
+    together = (weights[0] * result.log_probs + weights[1] * result.entropy).sum()
+    (gradient,) = torch.autograd.grad(together, scores)
 
     total = torch.zeros((), dtype=torch.float64)
-    for row, group, slot in itertools.product(range(2), range(2), range(3)):
+    for row, group, slot in itertools.product(range(2), range(3), range(k)):
         left = support[row].clone()
         left[slates[row, group, :slot]] = False
-        log_q = torch.log_softmax(scores[row][left], 0)
+        log_q = torch.log_softmax(scores[row].double()[left], 0)
         index = int(left[: int(slates[row, group, slot])].sum())
-        total = total + log_q[index] - 0.1 * (log_q.exp() * log_q).sum()
+        entropy = -(log_q.exp() * log_q).sum()
+        place = (row, group, slot)
+        assert result.log_probs[place].item() == pytest.approx(log_q[index].item(), rel=tolerance, abs=tolerance)
+        assert result.entropy[place].item() == pytest.approx(entropy.item(), abs=tolerance)
+        total = total + weights[0][place] * log_q[index] + weights[1][place] * entropy
     (expected,) = torch.autograd.grad(total, scores)
-    assert torch.allclose(gradient, expected, atol=1e-5)
+    assert torch.allclose(gradient, expected, atol=tolerance)
 
 
 @pytest.mark.parametrize("source", [{"generator": torch.Generator().manual_seed(3)}, {"keys": torch.tensor([3])}])

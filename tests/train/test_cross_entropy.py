@@ -11,7 +11,6 @@ from rl4rec.train.cross_entropy import (
     NextItemsLoss,
     SampledItems,
     Targets,
-    fast_matmul_dtype,
     linear_cross_entropy,
     sampled_cross_entropy,
 )
@@ -221,10 +220,3 @@ def test_the_sampler_follows_popularity_and_its_exponent() -> None:
         expected = torch.tensor(weights) / sum(weights)
         torch.testing.assert_close(share, expected, atol=0.01, rtol=0.0)
         torch.testing.assert_close(sampled.expected, 200_000 * expected[sampled.items])
-
-
-def test_precision_setting() -> None:
-    cpu = torch.device("cpu")
-    assert fast_matmul_dtype("fp32", cpu) is torch.float32
-    assert fast_matmul_dtype("bf16", cpu) is torch.bfloat16
-    assert fast_matmul_dtype("auto", cpu) in (torch.float32, torch.bfloat16)

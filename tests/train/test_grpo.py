@@ -242,4 +242,3 @@ def test_length_by_steps_epochs_or_budget() -> None:
     assert count_steps(rl, GRPOParams(**base, num_iterations=3), prompts=100) == 100  # a step is a rollout
     assert count_steps(rl, GRPOParams(**base, num_epochs=2), prompts=160) == 20  # 320 prompts, 16 a step
     assert count_steps(rl, GRPOParams(**base, num_epochs=2, max_steps=7), prompts=160) == 7
-    assert count_steps(rl, GRPOParams(**base), prompts=100, processes=2) == 50

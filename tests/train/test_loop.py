@@ -1,7 +1,6 @@
 """The frame of all trainings: what decays, no dropout in RL, one process and several GPUs, lengths, rates."""
 
 import copy
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -59,22 +58,6 @@ def test_rl_trains_without_dropout(algorithm: str, tiny_policy: SlatePolicy, tin
     plain = make_trainer(algorithm, tiny_policy, tiny_data, rl)
     plain.train()
     assert all(torch.equal(a, b) for a, b in zip(trainer.policy.parameters(), plain.policy.parameters(), strict=True))
-
-
-@pytest.mark.parametrize(("gpus", "warned"), [(0, False), (1, False), (2, True)])
-def test_one_process_for_several_gpus_is_named_in_a_warning(
-    tiny_policy: SlatePolicy,
-    tiny_data: PreparedData,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    gpus: int,
-    warned: bool,
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    with caplog.at_level(logging.WARNING):
-        make_trainer("grpo", tiny_policy, tiny_data, rl_params())
-    assert ("2 GPUs are visible and one is used" in caplog.text) is warned
-    assert ("accelerate launch" in caplog.text) is warned
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo", "sft_continued"])

@@ -9,6 +9,7 @@ import torch
 
 from rl4rec.data.dataset import PreparedData
 from rl4rec.metrics import slate_gains
+from rl4rec.model.batch import place_parts
 from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import PPOParams
 from rl4rec.train.loop import count_steps
@@ -101,7 +102,7 @@ def test_supervised_term_is_the_mean_cross_entropy_of_the_targets(
 ) -> None:
     trainer = make_trainer("ppo", tiny_policy, tiny_data, rl_params(sft_coef=0.3, candidates={"source": "full"}))
     rollout, _ = trainer.rollout(0, measure_kl=False)
-    rows = torch.arange(3, 19)
+    (rows,) = place_parts([torch.arange(3, 19)], trainer.accelerator.device)
     with_term, stats = trainer.loss(rollout[rows])
     trainer.rl = rl_params(sft_coef=0.0)
     without, _ = trainer.loss(rollout[rows])
@@ -203,23 +204,26 @@ def test_a_pass_visits_every_prompt_once_in_an_order_of_its_own(
     tiny_policy: SlatePolicy, tiny_data: PreparedData
 ) -> None:
     trainer = make_trainer("ppo", tiny_policy, tiny_data, rl_params(ppo=BASE))
-    orders = [torch.cat(trainer.mini_batches(step, epoch)).tolist() for step, epoch in ((0, 0), (0, 1), (1, 0))]
+
+    def order(step: int, epoch: int) -> list[int]:
+        return [row for rows in trainer.mini_batches(step, epoch) for row in rows.host.tolist()]
+
+    orders = [order(step, epoch) for step, epoch in ((0, 0), (0, 1), (1, 0))]
     assert all(sorted(order) == list(range(32)) and order != list(range(32)) for order in orders)
     assert orders[0] != orders[1] != orders[2] != orders[0]
-    assert [len(part) for part in trainer.mini_batches(0, 0)] == [16, 16]
-    assert torch.cat(trainer.mini_batches(0, 1)).tolist() == orders[1]  # and always the same
+    assert [len(rows.host) for rows in trainer.mini_batches(0, 0)] == [16, 16]
+    assert order(0, 1) == orders[1]  # and always the same
 
 
 def test_processes_shuffle_their_prompts_together(tiny_policy: SlatePolicy, tiny_data: PreparedData) -> None:
     """Their mini-batches are those of one process; process r has every other prompt from r on."""
-    alone = make_trainer("ppo", tiny_policy, tiny_data, rl_params(ppo=BASE))
-    half = make_trainer("ppo", tiny_policy, tiny_data, rl_params(ppo=BASE | {"batch_size": 16, "mini_batch_size": 8}))
-    parts = []
+    trainer = make_trainer("ppo", tiny_policy, tiny_data, rl_params(ppo=BASE))
+    alone, parts = trainer.mini_batches(3, 1), []
     for rank in (0, 1):
-        half.accelerator = SimpleNamespace(process_index=rank, num_processes=2)
-        parts.append([[2 * row + rank for row in rows.tolist()] for rows in half.mini_batches(3, 1)])
-    for whole, first, second in zip(alone.mini_batches(3, 1), *parts, strict=True):
-        assert sorted(whole.tolist()) == sorted(first + second)
+        trainer.accelerator = SimpleNamespace(process_index=rank, num_processes=2, device=torch.device("cpu"))
+        parts.append([[2 * row + rank for row in rows.host.tolist()] for rows in trainer.mini_batches(3, 1)])
+    for whole, first, second in zip(alone, *parts, strict=True):
+        assert sorted(whole.host.tolist()) == sorted(first + second)
     assert [len(rows) for rows in parts[0]] != [8, 8]  # they have different numbers of them
 
 
@@ -231,4 +235,3 @@ def test_length_by_steps_epochs_or_budget() -> None:
     assert count_steps(rl, PPOParams(**base, num_sample_generations=4), prompts=100) == 25
     assert count_steps(rl, PPOParams(**base, num_sample_generations=4, num_epochs=2), prompts=160) == 5
     assert count_steps(rl, PPOParams(**base, max_steps=7, num_epochs=2), prompts=160) == 7
-    assert count_steps(rl, PPOParams(**base), prompts=100, processes=2) == 50
