@@ -133,7 +133,7 @@ def pad_histories(
     return Histories(to_device(torch.from_numpy(padded), device), torch.from_numpy(lengths))
 
 
-def length_groups(lengths: Tensor) -> list[tuple[Tensor, int]]:
+def length_groups(lengths: Tensor, *, worth: int = 1) -> list[tuple[Tensor, int]]:
     """Rows of similar length, up to 4, 8, 16 ... items: read group by group, they need little padding.
 
     Batches can then be drawn at random, where bucketing whole batches by length would tie what is learned together
@@ -141,6 +141,7 @@ def length_groups(lengths: Tensor) -> list[tuple[Tensor, int]]:
 
     Args:
         lengths: (b,) at least 1; on the host.
+        worth: items of padding that a group must save to be one of its own.
 
     Returns:
         For each group that is not empty: its rows, and the length of its longest row.
@@ -149,9 +150,11 @@ def length_groups(lengths: Tensor) -> list[tuple[Tensor, int]]:
     low, high, longest = 0, 4, int(lengths.max())
     while low < longest:
         rows = ((lengths > low) & (lengths <= high)).nonzero().squeeze(1)
-        if len(rows):
-            groups.append((rows, int(lengths[rows].max())))
-        low, high = high, 2 * high
+        width = int(lengths[rows].max()) if len(rows) else low
+        if high >= longest or len(rows) * (longest - width) >= worth:
+            groups.append((rows, width))
+            low = high
+        high *= 2
     return groups
 
 

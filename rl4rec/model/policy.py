@@ -38,6 +38,10 @@ from rl4rec.model.slates import SlateLogProbs, greedy_slate, sample_slates, slat
 IntArray = npt.NDArray[np.int64]
 
 
+# Multiplications of one row of a layer with itself that a GPU could do while one more group of rows is launched.
+_LAUNCHES = 2**30
+
+
 class SlatePolicyConfig(PreTrainedConfig):
     """The wrapped model's configuration and how items sit in its vocabulary."""
 
@@ -137,21 +141,29 @@ class SlatePolicy(PreTrainedModel):
 
     def encode_positions(self, histories: Histories) -> Tensor:
         """State vectors after every item, (b, l, d); those at the padding mean nothing."""
-        body = self.lm.base_model
         items = histories.items.clamp_min(0)
+        # Embedded here, not by the body: it would ask a GPU whether there is padding.
+        embed = self.get_input_embeddings()
         if histories.tables is None:
-            output = body(input_ids=items + self.config.item_offset, use_cache=False)
+            read = embed(items + self.config.item_offset)
         else:
             # Through the policy's own embedding layer, which may do more than look up (scale, for one).
             assert histories.crossfit is not None
             weight = {"weight": histories.crossfit.inputs.flatten(0, 1)}  # (n * I, d)
             first = to_device(histories.tables * self.num_items, items.device)
-            read = torch.func.functional_call(self.get_input_embeddings(), weight, (items + first.unsqueeze(1),))
-            output = body(inputs_embeds=read, use_cache=False)
+            read = torch.func.functional_call(embed, weight, (items + first.unsqueeze(1),))
+        output = self.lm.base_model(inputs_embeds=read, use_cache=False)
         vectors: Tensor = output.last_hidden_state.to(self.dtype)  # scores are never autocast
         if self.config.score == "cosine":
             vectors = self._directions(vectors) / self.config.score_temperature
         return vectors
+
+    def length_groups(self, lengths: Tensor) -> list[tuple[Tensor, int]]:
+        """Rows that are read together: those of similar length, as far as reading them apart pays on the device."""
+        if self.device.type == "cpu":
+            return length_groups(lengths)
+        width: int = self.get_input_embeddings().get_parameter("weight").shape[1]
+        return length_groups(lengths, worth=_LAUNCHES // width**2)
 
     def encode(self, histories: Histories | Sequence[IntArray]) -> States:
         """States after the last item of each history.
@@ -161,7 +173,7 @@ class SlatePolicy(PreTrainedModel):
         """
         if not isinstance(histories, Histories):
             histories = self.pad_histories(histories)
-        groups = length_groups(histories.lengths)
+        groups = self.length_groups(histories.lengths)
         parts = place_parts([rows for rows, _ in groups], histories.items.device)
         vectors = []
         for rows, (_, width) in zip(parts, groups, strict=True):

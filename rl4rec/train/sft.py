@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rl4rec.data.dataset import PreparedData, Ragged
 from rl4rec.errors import UserError
-from rl4rec.model.batch import Histories, length_groups, place_parts
+from rl4rec.model.batch import Histories, place_parts
 from rl4rec.model.device import to_device
 from rl4rec.model.policy import IntArray, SlatePolicy
 from rl4rec.params import SFTParams
@@ -124,7 +124,7 @@ def sum_over_positions(
     device = policy.device
     following = next_items_loss.following(windows[:, 1:])  # (b, l, window)
     histories = Histories(to_device(windows[:, :-1], device), (windows != NONE).sum(1) - 1)
-    groups = length_groups(histories.lengths)
+    groups = policy.length_groups(histories.lengths)
     vectors: list[Tensor] = []
     expected: list[Tensor] = []
     for rows, (_, width) in zip(place_parts([rows for rows, _ in groups], device), groups, strict=True):

@@ -45,6 +45,10 @@ def test_length_groups_cover_every_row_once_with_little_padding() -> None:
     lengths = torch.tensor([1, 50, 4, 5, 8, 9, 3])
     groups = [(rows.tolist(), width) for rows, width in length_groups(lengths)]
     assert groups == [([0, 2, 6], 4), ([3, 4], 8), ([5], 9), ([1], 50)]
+    # 3 rows of at most 4 items save 3 x 46 of padding; 2 of at most 8 save 2 x 42: too little, with a third 3 x 41
+    merged = [(rows.tolist(), width) for rows, width in length_groups(lengths, worth=100)]
+    assert merged == [([0, 2, 6], 4), ([3, 4, 5], 9), ([1], 50)]
+    assert [rows.tolist() for rows, _ in length_groups(lengths, worth=10_000)] == [[0, 1, 2, 3, 4, 5, 6]]
 
 
 def test_rows_of_histories_are_picked_with_their_tables() -> None:
