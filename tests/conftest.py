@@ -13,8 +13,11 @@ from rl4rec.data.vocabulary import build_tokenizer
 from rl4rec.model.create import create_policy
 from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import PolicyParams
+from tests.accelerator import register
 
 NUM_ITEMS = 24
+
+register()  # before the first backward pass of this process: autograd then counts its devices
 
 
 @pytest.fixture(scope="session")

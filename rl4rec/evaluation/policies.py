@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from rl4rec.algorithms import BASELINE, get_policy
 from rl4rec.data.dataset import PreparedData
 from rl4rec.errors import UserError
-from rl4rec.model.device import best_device, say_device
+from rl4rec.model.device import to_best_device
 from rl4rec.model.ranking import PopularityPolicy, RankingPolicy
 
 
@@ -34,8 +32,6 @@ def load_ranking_policy(name: str, data: PreparedData, models: Path) -> RankingP
             f"{folder}: trained on a catalogue of {policy.num_items} items, but {data.folder} has {data.num_items}. "
             f"Run `dvc repro {stage}` on the present data."
         )
-    device = best_device()
-    say_device(device)
-    torch.nn.Module.to(policy, device)
+    to_best_device(policy)
     ranking: RankingPolicy = policy
     return ranking

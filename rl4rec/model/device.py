@@ -27,6 +27,13 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def to_best_device(policy: torch.nn.Module) -> None:
+    """Move a policy to `best_device`, which is said."""
+    device = best_device()
+    say_device(device)
+    torch.nn.Module.to(policy, device)
+
+
 @functools.cache
 def say_device(device: torch.device) -> None:
     """Log the device, once per process; and where it is the CPU beside a GPU, why."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from rl4rec.data.dataset import IntArray, PreparedData
 from rl4rec.evaluation.protocols import METRICS, Evaluation, evaluate
 from rl4rec.metrics import MetricKey, rank_gains
+from rl4rec.model.device import to_best_device, to_device
 from rl4rec.model.load import load_policy
 from rl4rec.model.policy import SlatePolicy
 from rl4rec.ops.gate import Measured
@@ -56,6 +58,7 @@ def evaluate_elsewhere(folder: Path, items: Path, data: PreparedData, params: Ev
         params: the protocol.
     """
     policy, known = load_policy(folder), read_items(items)
+    to_best_device(policy)
     return evaluate("champion", TransferredPolicy(policy, known["item"].to_list(), known["count"], data), data, params)
 
 
@@ -72,21 +75,20 @@ class TransferredPolicy:
     def __init__(self, policy: SlatePolicy, item_ids: Sequence[str], counts: pl.Series, data: PreparedData) -> None:
         place = {item: row for row, item in enumerate(item_ids)}
         self._policy = policy
-        self._own = torch.tensor([place.get(item, -1) for item in data.item_ids])  # (I,) the policy's index of each
-        self._popularity = torch.from_numpy(counts.to_numpy().copy()).float()
+        self._own = np.array([place.get(item, -1) for item in data.item_ids], np.int64)  # (I,) the policy's index
+        self._popularity = to_device(torch.from_numpy(counts.to_numpy().copy()).float(), policy.device)
+        self._unknown = to_device(torch.from_numpy(self._own < 0), policy.device)
 
     def encode(self, histories: Sequence[IntArray]) -> list[IntArray]:
         """Each history as the policy knows it."""
-        translated = [self._own[torch.from_numpy(history)] for history in histories]
-        return [items[items >= 0].numpy() for items in translated]
+        translated = [self._own[history] for history in histories]
+        return [items[items >= 0] for items in translated]
 
     def score(self, states: list[IntArray]) -> Tensor:
         """(b, I); -inf for items that the policy does not know."""
         scores = self._popularity.repeat(len(states), 1)  # (b, the policy's I)
         rows = [row for row, history in enumerate(states) if len(history)]
         if rows:
-            scores[rows] = self._policy.scores([states[row] for row in rows])
-        ours = torch.full((len(states), len(self._own)), -torch.inf)
-        shared = self._own >= 0
-        ours[:, shared] = scores[:, self._own[shared]]
-        return ours
+            scores[to_device(torch.tensor(rows), scores.device)] = self._policy.scores([states[row] for row in rows])
+        ours = scores[:, to_device(torch.from_numpy(self._own), scores.device)]
+        return ours.masked_fill_(self._unknown, -torch.inf)

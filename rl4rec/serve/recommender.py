@@ -14,7 +14,7 @@ from torch import Tensor
 from rl4rec._io import read_parquet
 from rl4rec.data.dataset import IntArray
 from rl4rec.errors import UserError
-from rl4rec.model.device import best_device
+from rl4rec.model.device import to_best_device, to_device
 from rl4rec.model.load import load_policy
 from rl4rec.model.policy import SlatePolicy
 from rl4rec.model.scores import top_k
@@ -162,7 +162,8 @@ def _short(value: object) -> str:
 def _best(scores: Tensor, hidden: list[IntArray], k: int) -> tuple[list[IntArray], list[list[float]]]:
     """The k best items of each row that are not hidden, and their scores; writes to `scores`."""
     rows = torch.from_numpy(np.repeat(np.arange(len(hidden)), [len(items) for items in hidden]))
-    scores[rows.to(scores.device), torch.from_numpy(np.concatenate(hidden)).to(scores.device)] = -torch.inf
+    places = to_device(torch.stack([rows, torch.from_numpy(np.concatenate(hidden))]), scores.device)
+    scores[places[0], places[1]] = -torch.inf
     values, items = (part.cpu().numpy() for part in top_k(scores, k))
     shown = np.isfinite(values).sum(1)
     return (
@@ -201,5 +202,5 @@ def load_recommender(folder: Path, items: Path) -> Recommender:
             f"{folder}: a policy of {policy.num_items} items, but {items} has {len(table)}. "
             "They are of different data: run `dvc repro`."
         )
-    torch.nn.Module.to(policy, best_device())
+    to_best_device(policy)
     return Recommender(policy, table["item"].to_list(), table["count"].to_numpy().astype(np.int64))

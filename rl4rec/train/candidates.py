@@ -107,9 +107,9 @@ def _permutation_prefix(keys: Tensor, *, count: int, size: int) -> Tensor:
     base = (torch.arange(len(keys), device=keys.device) * (4 * (low + 1))).repeat_interleave(count)
     value = torch.arange(count, device=keys.device).repeat(len(keys))
     walking = torch.arange(len(value), device=keys.device)
-    # Asking who still walks costs a CPU next to nothing, but a GPU makes the host wait: there all arrive first, or nearly.
+    # Asking who still walks costs a CPU next to nothing; a GPU makes the host wait, so there all very probably arrive.
     outside = max(1 - size / 4**half, 1e-9)
-    walks = 1 if keys.device.type == "cpu" else math.ceil(math.log(len(value)) / -math.log(outside))
+    walks = 1 if keys.device.type == "cpu" else math.ceil(math.log(1000 * len(value)) / -math.log(outside))
     while len(walking):
         out, row = value[walking], base[walking]
         for walk in range(walks):

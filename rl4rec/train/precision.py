@@ -30,7 +30,8 @@ class Precision:
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """Around the body's forward passes, and nothing else."""
-        with self._products(), torch.autocast(self.device.type, self.body, enabled=self.body is not None):
+        cast = contextlib.nullcontext() if self.body is None else torch.autocast(self.device.type, self.body)
+        with self._products(), cast:
             yield
 
     @contextlib.contextmanager

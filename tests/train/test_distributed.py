@@ -63,8 +63,8 @@ def test_two_processes_do_the_same_as_one_on_the_same_batch(
             "sft_coef": 0.1,
             "eval_every": 2,
             "logging_steps": 1,
-            "ppo": {**shared, "batch_size": 32 // processes, "mini_batch_size": mini_batch // processes},
-            "grpo": {**shared, "batch_size": 8 // processes, "num_sample_generations": 4},
+            "ppo": {**shared, "batch_size": 32, "mini_batch_size": mini_batch},
+            "grpo": {**shared, "batch_size": 8, "num_sample_generations": 4},
             "sft_continued": {"learning_rate": 5e-3},
         }
         script = ("sft_continued.py",) if algorithm == "sft_continued" else ("rl.py", algorithm)
@@ -94,7 +94,7 @@ def test_sft_on_two_processes_does_the_same_as_on_one(
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         shutil.copytree(save_prepared.folder, folder / "data/prepared")
-        sft = {"max_steps": 3, "batch_size": 16 // processes, "learning_rate": 1e-3, "precision": "fp32"}
+        sft = {"max_steps": 3, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"}
         launch(
             folder,
             "sft.py",
