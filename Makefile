@@ -20,7 +20,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export DVC_NO_ANALYTICS := 1
 export NO_MKDOCS_2_WARNING := 1  # the site is built with the pinned 1.6
 
-.PHONY: help install demo repro retrain remote refit study sweep test check format figures fuzz audit dist bench chaos ui docs docs-serve notebook image clean
+.PHONY: help install demo repro retrain remote refit study sweep test check format figures fuzz audit dist bench gpu chaos ui docs docs-serve notebook image clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -104,6 +104,9 @@ dist: $(READY) ## the sdist and the wheel of this checkout, in dist/ (needs PyPI
 
 bench: $(READY) ## speed and memory, each against a named peer, an hour in all (some: make bench BENCH="evaluate sft")
 	@for name in $(or $(BENCH),prepare evaluate sft rl accuracy serve hostile); do echo "== $$name"; python benchmarks/$$name.py || exit 1; done
+
+gpu: ## what only a GPU can show, in eight minutes; needs no installation (docs/scale.md); writes benchmarks/results/gpu-*.json
+	@if [ -x $(BIN)/python ]; then python=$(BIN)/python; else python=$(PYTHON); fi; $$python benchmarks/gpu.py $(GPU)
 
 chaos: $(READY) ## kill every stage at random moments and start it again: the result must be the same to the last bit
 	@OMP_NUM_THREADS=1 python benchmarks/chaos.py

@@ -20,14 +20,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from rl4rec._io import read_json, read_parquet
 from rl4rec.errors import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 IntArray = npt.NDArray[np.int64]
 Fold = Literal["valid", "test"]
@@ -250,6 +252,8 @@ def load_prepared(folder: Path | str) -> PreparedData:
 
 def _problem(table: pl.DataFrame, items: pl.DataFrame, stats: dict[str, Any]) -> str | None:
     """What is wrong with the content of the files: a wrong index would be read as another item's."""
+    import polars as pl  # training on data in memory needs no tables
+
     kind = table.schema["items"]
     if table.schema["user"] != pl.String or not isinstance(kind, pl.List) or not kind.inner.is_integer():
         return f"sequences.parquet: expected text and lists of numbers, got {table.schema['user']} and {kind}"

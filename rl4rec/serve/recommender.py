@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import polars as pl
 import torch
 from torch import Tensor
 
@@ -18,6 +17,9 @@ from rl4rec.model.device import to_best_device, to_device
 from rl4rec.model.load import load_policy
 from rl4rec.model.policy import SlatePolicy
 from rl4rec.model.scores import top_k
+
+if TYPE_CHECKING:
+    import polars as pl
 
 MAX_IDS = 100_000  # of one history or exclusion: a request that is longer is a mistake or an attack
 MAX_ROWS, MAX_LISTED = 10_000, 200_000  # histories of one served request, and items in all of its lists
@@ -178,6 +180,8 @@ def read_items(path: Path) -> pl.DataFrame:
     Raises:
         UserError: missing, damaged, or something else.
     """
+    import polars as pl  # ranking needs no tables
+
     table = read_parquet(path, ["item", "count"], then="Run `dvc repro prepare`.")
     whole = table.schema["item"] == pl.String and table.schema["count"].is_integer()
     if not whole or table["item"].n_unique() < len(table) or table.null_count().sum_horizontal().sum():
