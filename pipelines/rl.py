@@ -46,4 +46,4 @@ def own_reward() -> tuple[GainsFunction, Path]:
 
 
 if __name__ == "__main__":
-    run_variant_stage(main, [policy.key for policy in rl_algorithms()])
+    run_variant_stage(main, [policy.key for policy in rl_algorithms()], distributed=True)

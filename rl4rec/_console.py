@@ -116,8 +116,7 @@ def debugging() -> bool:
 def report(error: BaseException, *, debug: bool) -> None:
     """Write a user's mistake to stderr: its message, after the whole traceback if `debug`."""
     if debug:
-        _uncover(error)
-        sys.stderr.write(redact("".join(traceback.format_exception(error))))
+        sys.stderr.write(redact(traced(error)))
     sys.stderr.write(redact(f"error: {explain(error)}\n"))
 
 
@@ -129,12 +128,13 @@ def explain(error: BaseException) -> str:
     return str(error)
 
 
-def _uncover(error: BaseException) -> None:
-    """Let the traceback show what `raise ... from None` hides."""
+def traced(error: BaseException) -> str:
+    """The traceback of an error, with what `raise ... from None` hides."""
     seen: BaseException | None = error
     while seen is not None:
         seen.__suppress_context__ = False
         seen = seen.__cause__ or seen.__context__
+    return "".join(traceback.format_exception(error))
 
 
 T = TypeVar("T")

@@ -4,7 +4,8 @@ Exit statuses: 0 done, 1 a fault of the program, 2 an error to act on, 130 inter
 refuse).
 
 A script ends with `run_stage(main)`, which calls `main(params)`, or with `run_variant_stage(main, ("ppo", "grpo"))`,
-which calls `main(params, "ppo")` for `python pipelines/rl.py ppo`.
+which calls `main(params, "ppo")` for `python pipelines/rl.py ppo`. One that trains says `distributed=True`: where there
+are several GPUs it starts a process for each (`rl4rec._launch`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,24 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from rl4rec._console import LogHandler, choose_verbosity, debugging, outlive_readers, report, verbosity, wiped_out
+from rl4rec import _launch
+from rl4rec._console import (
+    LogHandler,
+    choose_verbosity,
+    debugging,
+    explain,
+    outlive_readers,
+    report,
+    traced,
+    verbosity,
+    wiped_out,
+)
 from rl4rec._process import is_main_process, limit_reached, only_one
 from rl4rec.errors import UserError
 from rl4rec.params import Params
@@ -43,23 +57,29 @@ _NOISY = (
 )
 
 
-def run_stage(main: Callable[[Params], None]) -> None:
+def run_stage(main: Callable[[Params], None], *, distributed: bool = False) -> None:
     """Run `main` with the params of `--params PATH` (default `params.yaml`), once at a time in a folder.
 
     A `UserError`, a file that the system refuses, and memory or disk used up become a message on stderr and exit
     status 2, with the traceback if `--debug` or `RL4REC_DEBUG=1` asks for it; an interruption exits with 130.
+
+    Args:
+        main: the work.
+        distributed: it can be shared by processes: there is one for each GPU, or as many as `RL4REC_PROCESSES` says.
     """
     arguments = _parser().parse_args()
-    _run(arguments, Path(sys.argv[0]).stem, main)
+    _run(arguments, Path(sys.argv[0]).stem, main, distributed=distributed)
 
 
-def run_variant_stage(main: Callable[[Params, str], None], variants: Sequence[str]) -> None:
+def run_variant_stage(
+    main: Callable[[Params, str], None], variants: Sequence[str], *, distributed: bool = False
+) -> None:
     """As `run_stage`, for a script whose first argument chooses one of `variants`, which `main` gets second."""
     parser = _parser()
     parser.add_argument("variant", choices=list(variants))
     arguments = parser.parse_args()
     name = f"{Path(sys.argv[0]).stem} {arguments.variant}"
-    _run(arguments, name, lambda params: main(params, arguments.variant))
+    _run(arguments, name, lambda params: main(params, arguments.variant), distributed=distributed)
 
 
 def set_up_process() -> None:
@@ -71,6 +91,9 @@ def set_up_process() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     ours, theirs = _LEVELS[verbosity()]
+    if not is_main_process():  # the main one tells the same
+        ours = theirs = logging.ERROR
+        warnings.simplefilter("ignore")
     if theirs < logging.WARNING:  # those that have a log of their own
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info")
     logging.basicConfig(level=theirs, handlers=[LogHandler()])
@@ -97,17 +120,29 @@ def reported(name: str, *, debug: Callable[[], bool] = debugging) -> Generator[N
         with wiped_out():
             yield
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        if _launch.launched():
+            _launch.hand_over(130, "interrupted")
+        else:
+            sys.stderr.write("interrupted\n")
         sys.exit(130)
     except Exception as error:
         limit = limit_reached(error, name)
         if limit is not None:
-            report(UserError(limit).with_traceback(error.__traceback__), debug=debug())
-        elif isinstance(error, UserError) or (isinstance(error, OSError) and error.filename is not None):
-            report(error, debug=debug())
-        else:
-            raise  # a fault of the program, not something that a user could mend
-        sys.exit(2)
+            _fail(UserError(limit).with_traceback(error.__traceback__), debug=debug())
+        if isinstance(error, UserError) or (isinstance(error, OSError) and error.filename is not None):
+            _fail(error, debug=debug())
+        if _launch.launched():
+            _launch.hand_over(1, trace="".join(traceback.format_exception(error)))
+            sys.exit(1)
+        raise  # a fault of the program, not something that a user could mend
+
+
+def _fail(error: Exception, *, debug: bool) -> NoReturn:
+    if _launch.launched():
+        _launch.hand_over(2, explain(error), traced(error) if debug else "")
+    else:
+        report(error, debug=debug)
+    sys.exit(2)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -126,10 +161,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace, name: str, main: Callable[[Params], None]) -> None:
+def _run(
+    arguments: argparse.Namespace, name: str, main: Callable[[Params], None], *, distributed: bool = False
+) -> None:
     outlive_readers()
+    if _launch.launched():
+        _launch.follow_launcher()
     with reported(name, debug=lambda: arguments.debug or debugging()):
         choose_verbosity(quiet=arguments.quiet, verbose=arguments.verbose)
         set_up_process()
-        with only_one(name) if is_main_process() else contextlib.nullcontext():
-            main(load_params(arguments.params))
+        with only_one(name) if is_main_process() and not _launch.launched() else contextlib.nullcontext():
+            params = load_params(arguments.params)
+            processes = _launch.count_processes() if distributed else 1
+            if processes > 1:
+                sys.exit(_launch.launch(name, processes))
+            main(params)
+            _launch.leave_group()

@@ -19,10 +19,13 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rl4rec._process import is_main_process
+from rl4rec.errors import UserError, listed
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ _STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
 
 def run_digest(settings: Mapping[str, object]) -> str:
     """Digest of everything that a run's result depends on; a checkpoint of another run is never resumed."""
-    world = os.environ.get("WORLD_SIZE", "1")  # another number of processes visits other prompts at each step
+    world = os.environ.get("WORLD_SIZE", "1")  # of processes, each of which keeps its own random generators
     text = json.dumps([settings, world], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -59,6 +62,55 @@ def latest_checkpoint(folder: Path, digest: str) -> Path | None:
         if is_main_process():
             shutil.rmtree(path, ignore_errors=True)
     return None
+
+
+def common_checkpoint(folder: Path, digest: str, accelerator: Accelerator) -> Path | None:
+    """`latest_checkpoint`, which all processes see: process 0 chooses it, and removes others, before the rest look.
+
+    Raises:
+        UserError: on every process, if one of them does not see what process 0 has chosen, whole. It would train from
+            another step, or stop while the others wait for it.
+    """
+    first = accelerator.is_main_process
+    path = latest_checkpoint(folder, digest) if first else None
+    if accelerator.num_processes == 1:
+        return path
+    mine = _NOTHING if path is None else _identity(path)
+    chosen: list[int] = broadcast(torch.tensor(mine, device=accelerator.device)).tolist()
+    if not first:
+        mine = _seen(folder, digest, (chosen[0], chosen[1]))
+    everyone: list[list[int]] = accelerator.gather(torch.tensor([mine], device=accelerator.device)).tolist()
+    if any(seen != chosen for seen in everyone):
+        found = listed(f"rank {rank} {_described(seen, chosen)}" for rank, seen in enumerate(everyone))
+        raise UserError(
+            f"{folder}: the processes see different checkpoints ({found}) and cannot go on together. Put "
+            f"{folder} where all machines see the same files, or remove it on every machine to begin anew"
+        )
+    return folder / f"checkpoint-{chosen[0]}" if chosen[0] else None
+
+
+_NOTHING = (0, 0)  # no checkpoint: they begin with step 1
+
+
+def _described(seen: list[int], chosen: list[int]) -> str:
+    if not seen[0]:
+        return "none"
+    return f"step {seen[0]}{' with other content' if seen[0] == chosen[0] and seen != chosen else ''}"
+
+
+def _seen(folder: Path, digest: str, chosen: tuple[int, int]) -> tuple[int, int]:
+    """What a process sees of the checkpoint that process 0 has chosen, or else its own newest."""
+    if _read_object(folder / "run.json").get("digest") != digest:
+        return _NOTHING
+    whole = (_identity(path) for path in reversed(_checkpoints(folder)) if _damage(path) is None)
+    newest = next(whole, _NOTHING)
+    return chosen if chosen in (newest, *whole) else newest
+
+
+def _identity(checkpoint: Path) -> tuple[int, int]:
+    """The step of a whole checkpoint, and a number that stands for its content."""
+    step = int(checkpoint.name.rpartition("-")[2])
+    return step, int(hashlib.sha256((checkpoint / _MANIFEST).read_bytes()).hexdigest()[:15], 16)
 
 
 def seal(folder: Path) -> None:

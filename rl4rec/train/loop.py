@@ -29,7 +29,7 @@ from rl4rec.model.device import say_device, to_device
 from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import PPOParams, RLParams, RolloutParams, UpdateParams
 from rl4rec.train.candidates import CandidateRule
-from rl4rec.train.checkpoints import latest_checkpoint, load_state, save_state, seal
+from rl4rec.train.checkpoints import common_checkpoint, load_state, save_state, seal
 from rl4rec.train.log import RunLog, peak_memory_mb
 from rl4rec.train.precision import choose_precision
 from rl4rec.train.prompts import Prompts, PromptSet
@@ -198,7 +198,7 @@ class Trainer(ABC):
         seal(folder)
 
     def _resume(self, checkpoints: Path | None, digest: str) -> int:
-        folder = None if checkpoints is None else latest_checkpoint(checkpoints, digest)
+        folder = None if checkpoints is None else common_checkpoint(checkpoints, digest, self.accelerator)
         if folder is None:
             return 0
         load_state(folder, self.modules, self.optimizer, self.schedule, rank=self.accelerator.process_index)
