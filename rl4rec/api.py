@@ -134,8 +134,9 @@ def sft(
         on_validation=on_validation,
         patience=params.early_stopping_patience,
     )
-    SFTTrainer(created, data, params, run).train(checkpoints=checkpoints, digest=digest)
-    return _trained(created, tokenizer, run)
+    trainer = SFTTrainer(created, data, params, run)
+    trainer.train(checkpoints=checkpoints, digest=digest)
+    return _trained(trainer.policy, tokenizer, run)
 
 
 def crossfit(
@@ -241,7 +242,7 @@ def fine_tune(
             f"rl.crossfit.split_points is {rl.crossfit.split_points}, but crossfit has {tables} tables: hand over "
             "what `crossfit(start, data, sft, rl.crossfit)` returns, or set split_points: 0"
         )
-    trainer = _trainer(algorithm)
+    make_trainer = _trainer(algorithm)
     seed_everything(getattr(rl, algorithm).seed)
     policy, tokenizer = _start(start)
     latest = rl.feedback == "latest"
@@ -267,10 +268,9 @@ def fine_tune(
         section=f"rl.{algorithm}",
         max_kl=rl.max_kl,
     )
-    trainer(policy, data, rl, run, crossfit=crossfit, own_reward=own_reward).train(
-        checkpoints=checkpoints, digest=digest
-    )
-    return _trained(policy, tokenizer, run)
+    trainer = make_trainer(policy, data, rl, run, crossfit=crossfit, own_reward=own_reward)
+    trainer.train(checkpoints=checkpoints, digest=digest)
+    return _trained(trainer.policy, tokenizer, run)
 
 
 def ppo(

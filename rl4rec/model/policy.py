@@ -11,6 +11,7 @@ RL trains on these.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ from rl4rec.model.batch import (
 )
 from rl4rec.model.device import to_device
 from rl4rec.model.scores import Scores, picked_scores
+from rl4rec.model.sharding import is_sharded
 from rl4rec.model.slates import SlateLogProbs, greedy_slate, sample_slates, slate_log_probs
 
 IntArray = npt.NDArray[np.int64]
@@ -160,6 +162,8 @@ class SlatePolicy(PreTrainedModel):
 
     def length_groups(self, lengths: Tensor) -> list[tuple[Tensor, int]]:
         """Rows that are read together: those of similar length, as far as reading them apart pays on the device."""
+        if is_sharded(self):
+            return length_groups(lengths, worth=sys.maxsize)  # one, whatever the lengths: as many as other processes
         if self.device.type == "cpu":
             return length_groups(lengths)
         width: int = self.get_input_embeddings().get_parameter("weight").shape[1]

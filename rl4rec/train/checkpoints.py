@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from rl4rec._process import is_main_process
 from rl4rec.errors import UserError, listed
+from rl4rec.model.sharding import is_sharded, spread, whole
 
 logger = logging.getLogger(__name__)
 
@@ -177,13 +178,17 @@ def _describe(path: Path) -> dict[str, object]:
 OPTIMIZER, SCHEDULE, MODEL = "optimizer", "schedule.json", "model.safetensors"
 
 
-def save_optimizer(optimizer: Optimizer, schedule: Any, folder: Path) -> None:
+def save_optimizer(optimizer: Optimizer, schedule: Any, folder: Path, *, rank: int = 0) -> None:
     """Write `optimizer.safetensors` (`<parameter>.<name>`), `optimizer.json` (groups) and `schedule.json`.
 
-    `schedule` is a scheduler of torch, or what wraps one.
+    `schedule` is a scheduler of torch, or what wraps one. All processes take part, the first one writes.
     """
     state = optimizer.state_dict()
-    tensors = {f"{index}.{name}": value for index, values in state["state"].items() for name, value in values.items()}
+    tensors = {
+        f"{index}.{name}": whole(value) for index, values in state["state"].items() for name, value in values.items()
+    }
+    if rank > 0:
+        return
     # a scalar of its own storage each: safetensors refuses tensors that share one
     safetensors.torch.save_file(
         {name: value.detach().clone().contiguous() for name, value in tensors.items()},
@@ -196,9 +201,11 @@ def save_optimizer(optimizer: Optimizer, schedule: Any, folder: Path) -> None:
 def load_optimizer(optimizer: Optimizer, schedule: Any, folder: Path) -> None:
     """Take back what `save_optimizer` wrote."""
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in safetensors.torch.load_file(folder / f"{OPTIMIZER}.safetensors").items():
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for key, value in sorted(safetensors.torch.load_file(folder / f"{OPTIMIZER}.safetensors").items()):
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
+        of_weight = value.shape == weights[int(index)].shape  # not the number of steps
+        state.setdefault(int(index), {})[name] = spread(value, weights[int(index)]) if of_weight else value
     groups = [
         {name: tuple(value) if name == "betas" else value for name, value in group.items()}
         for group in _read(folder / f"{OPTIMIZER}.json")
@@ -235,15 +242,25 @@ def load_generators(folder: Path, rank: int) -> None:
 def save_state(folder: Path, model: nn.Module, optimizer: Optimizer, schedule: Any, *, rank: int) -> None:
     """Write a loop's whole state; every process its generators, the first one the rest."""
     folder.mkdir(parents=True, exist_ok=True)
-    if rank == 0:
+    if is_sharded(model):
+        tensors = {name: whole(weight.detach()).cpu() for name, weight in model.named_parameters()}  # tied ones once
+        if rank == 0:
+            safetensors.torch.save_file(tensors, folder / MODEL)
+    elif rank == 0:
         safetensors.torch.save_model(model, str(folder / MODEL))
-        save_optimizer(optimizer, schedule, folder)
+    save_optimizer(optimizer, schedule, folder, rank=rank)
     save_generators(folder, rank)
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: Optimizer, schedule: Any, *, rank: int) -> None:
     """Take back what `save_state` wrote."""
-    safetensors.torch.load_model(model, str(folder / MODEL))
+    if is_sharded(model):
+        tensors = safetensors.torch.load_file(folder / MODEL)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                weight.copy_(spread(tensors[name], weight))
+    else:
+        safetensors.torch.load_model(model, str(folder / MODEL))
     load_optimizer(optimizer, schedule, folder)
     load_generators(folder, rank)
 

@@ -22,6 +22,7 @@ What to know beside the paper:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -96,6 +97,9 @@ class GRPOTrainer(PromptTrainer):
         old: list[Tensor] = []  # log-probabilities before the first update
         for iteration in range(self.params.num_iterations):
             for number, part in enumerate(parts):
+                if not len(part.prompts):
+                    self.backward(self.read_nothing())
+                    continue
                 log_probs, loss, numbers = self.loss(part, old[number] if iteration else None)
                 if not iteration:
                     old.append(log_probs.detach())
@@ -132,7 +136,8 @@ class GRPOTrainer(PromptTrainer):
             states = self.encode(self.reference, prompts.histories)
             reference, _ = self.reference.log_probs(states, support, slates, temperature=params.temperature)
         parts = []
-        for start in range(0, len(prompts), params.batch_size):
+        most = math.ceil(self.prompts_per_step / self.accelerator.num_processes)  # prompts of a process
+        for start in range(0, most, params.batch_size):
             rows = slice(start, start + params.batch_size)
             parts.append(
                 Rollout(

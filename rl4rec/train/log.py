@@ -22,6 +22,7 @@ from torch import Tensor
 from rl4rec._process import is_main_process
 from rl4rec.errors import UserError
 from rl4rec.model.policy import SlatePolicy
+from rl4rec.model.sharding import spread, whole
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class RunLog:
             UserError: training has diverged.
         """
         names, weights = zip(*policy.named_parameters(), strict=True)
-        sound = torch.stack([torch.isfinite(weight).all() for weight in weights]).tolist()
+        sound = torch.stack([whole(torch.isfinite(weight).all()) for weight in weights]).tolist()
         if not all(sound):
             raise self._diverged(step, f"the weights {names[sound.index(False)]} are not finite")
 
@@ -138,7 +139,7 @@ class RunLog:
                 self._best, self._best_step, self._since_best = score, step, 0
                 if not self._keep_last:
                     self._best_weights = {
-                        name: weight.detach().cpu().clone()
+                        name: whole(weight.detach()).cpu().clone()
                         for name, weight in policy.named_parameters()
                         if weight.requires_grad
                     }
@@ -156,7 +157,7 @@ class RunLog:
         with torch.no_grad():
             for name, weight in policy.named_parameters():
                 if name in self._best_weights:
-                    weight.copy_(self._best_weights[name])
+                    weight.copy_(spread(self._best_weights[name], weight))
         summary: Row = {
             "summary": True,
             "steps": step,

@@ -6,6 +6,7 @@ hand after each backward pass: no wrapper stands between a trainer and its polic
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -14,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ from rl4rec.model.batch import Histories, States
 from rl4rec.model.crossfit_embeddings import CrossfitEmbeddings
 from rl4rec.model.device import say_device, to_device
 from rl4rec.model.policy import SlatePolicy
+from rl4rec.model.sharding import is_sharded_tensor, shard, wants_sharding, whole
 from rl4rec.params import PPOParams, RLParams, RolloutParams, UpdateParams
 from rl4rec.train.candidates import CandidateRule
 from rl4rec.train.checkpoints import common_checkpoint, load_state, save_state, seal
@@ -62,12 +65,21 @@ class Trainer(ABC):
     ) -> None:
         self.accelerator = Accelerator()
         say_device(self.accelerator.device)
-        nn.Module.to(policy, self.accelerator.device)
+        self._whole: SlatePolicy | None = None
+        if wants_sharding() and self.accelerator.num_processes > 1:
+            self._whole = copy.deepcopy(policy)  # on the host, for the result
+        self.place(policy)
         self.precision = choose_precision(
             precision, self.accelerator.device, width=policy.get_input_embeddings().get_parameter("weight").shape[1]
         )
         self.policy, self.run = policy, run
         self._eval_every, self._logging_steps = eval_every, logging_steps
+
+    def place(self, policy: SlatePolicy) -> None:
+        """Move a policy to the device; with `RL4REC_SHARD` each process gets its part of the blocks."""
+        if self._whole is not None:
+            shard(policy, self.accelerator.device, self.accelerator.num_processes)
+        nn.Module.to(policy, self.accelerator.device)
 
     def prepare(
         self,
@@ -113,6 +125,10 @@ class Trainer(ABC):
         with self.precision.gradients():
             loss.backward()  # type: ignore[no-untyped-call]
 
+    def read_nothing(self) -> Tensor:
+        """A loss of 0 from a reading, where this process has nothing to read: with sharding the others wait for it."""
+        return 0.0 * self.encode(self.policy, self.policy.pad_histories([np.zeros(1, np.int64)])).vectors.sum()
+
     def gather_rows(self, rows: Tensor, total: int) -> Tensor:
         """What each process has of `total` rows, taking turns (its own are every n-th), in the order of all of them."""
         processes = self.accelerator.num_processes
@@ -126,11 +142,16 @@ class Trainer(ABC):
     def update(self) -> Tensor:
         """Move the weights along the gradients that backward passes have left; the norm of the gradients."""
         weights = [weight for weight in self.modules.parameters() if weight.requires_grad]
+        spread_out = [weight for weight in weights if is_sharded_tensor(weight)]  # averaged by the backward pass
+        kept_whole = [weight for weight in weights if not is_sharded_tensor(weight)]
         if self.accelerator.num_processes > 1:
-            for weight in weights:
+            for weight in kept_whole:
                 gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
                 weight.grad = self.accelerator.reduce(gradient, "mean")
-        norm = nn.utils.clip_grad_norm_(weights, self._max_grad_norm)
+        if spread_out:
+            norm = _clip(kept_whole, spread_out, self._max_grad_norm)
+        else:
+            norm = nn.utils.clip_grad_norm_(weights, self._max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
@@ -148,6 +169,9 @@ class Trainer(ABC):
         with Progress(self.name, total=self.total_steps, initial=step, unit="step") as progress:
             step = self._run_steps(step, progress, checkpoints)
         self.run.finish(self.policy, step=step, samples=step * self.samples_per_step)
+        if self._whole is not None:
+            self._whole.load_state_dict({name: whole(value).cpu() for name, value in self.policy.state_dict().items()})
+            self.policy = self._whole
         self.accelerator.wait_for_everyone()  # nobody may still be writing when the caller cleans up
 
     def _run_steps(self, step: int, progress: Progress, checkpoints: Path | None) -> int:
@@ -235,16 +259,17 @@ class PromptTrainer(Trainer):
         crossfit: CrossfitEmbeddings | None,
         prompts_per_step: int,
     ) -> None:
+        policy.train(False)  # slates and log-probabilities come from one distribution: no dropout
+        reference = frozen_copy(policy)
+        set_trainable(policy, rl.trainable, rl.lora)
         super().__init__(policy, run, eval_every=rl.eval_every, logging_steps=rl.logging_steps, precision=rl.precision)
+        self.place(reference)
         if self.accelerator.num_processes > prompts_per_step:
             raise UserError(
                 f"{self.accelerator.num_processes} processes share the {prompts_per_step} prompts of a step: raise "
                 f"rl.{self.name}.batch_size, or start fewer (RL4REC_PROCESSES)"
             )
-        policy.train(False)  # slates and log-probabilities come from one distribution: no dropout
-        self.reference = frozen_copy(policy)
-        set_trainable(policy, rl.trainable, rl.lora)
-        self.rl, self.prompts_per_step = rl, prompts_per_step
+        self.reference, self.rl, self.prompts_per_step = reference, rl, prompts_per_step
         self.crossfit = None if crossfit is None else crossfit.to(self.accelerator.device)
         self.candidates = CandidateRule(
             rl.candidates, torch.from_numpy(data.item_counts), exclude_seen=policy.config.mask_seen
@@ -293,12 +318,28 @@ def count_steps(rl: RLParams, params: RolloutParams, *, prompts: int) -> int:
 def decay_groups(
     named: Iterable[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float
 ) -> list[dict[str, object]]:
-    """AdamW's parameter groups: matrices decay, biases and the scales of normalisations do not (as in transformers)."""
-    weights = [weight for _, weight in named if weight.requires_grad]
-    matrices = [weight for weight in weights if weight.dim() > 1]
-    others = [weight for weight in weights if weight.dim() <= 1]
-    groups = ((matrices, weight_decay), (others, 0.0))
-    return [{"params": each, "lr": learning_rate, "weight_decay": decay} for each, decay in groups if each]
+    """AdamW's parameter groups: matrices decay, biases and the scales of normalisations do not (as in transformers).
+
+    Weights that are spread over the processes have groups of their own: one update moves tensors of one kind.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for _, weight in named:
+        if weight.requires_grad:
+            groups.setdefault((is_sharded_tensor(weight), weight.dim() <= 1), []).append(weight)
+    return [
+        {"params": groups[key], "lr": learning_rate, "weight_decay": 0.0 if key[1] else weight_decay}
+        for key in sorted(groups)
+    ]
+
+
+def _clip(kept_whole: list[nn.Parameter], spread_out: list[nn.Parameter], most: float) -> Tensor:
+    """Clip the gradients of weights of both kinds by the norm over all of them, which is returned."""
+    gradients = [[weight.grad for weight in each if weight.grad is not None] for each in (kept_whole, spread_out)]
+    norm = torch.stack([whole(nn.utils.get_total_norm(each)) for each in gradients if each]).norm()
+    factor = min(1.0, most / (norm.item() + 1e-6))
+    for gradient in (gradient for each in gradients for gradient in each):
+        gradient.mul_(factor)
+    return norm
 
 
 def reward_stats(slates: Tensor, targets: Tensor, gains: Tensor, *, share: float = 1.0) -> Stats:

@@ -196,12 +196,10 @@ class PPOTrainer(PromptTrainer):
         params = self.params
         live_share = self._share_of_live(part.live.sum())
         if not len(part.prompts):
-            weights = (weight.sum() for weight in self.modules.parameters() if weight.requires_grad)
-            nothing: Tensor = sum(weights, live_share) * 0.0
             names = ["loss", "value_loss", "entropy", "clip_fraction"]
             names += ["target_loss"] if self.rl.sft_coef > 0 else []
             # numbers are averaged over the processes name by name
-            return nothing, dict.fromkeys(names, torch.zeros_like(live_share))
+            return self.read_nothing(), dict.fromkeys(names, torch.zeros_like(live_share))
         states = self.encode(self.policy, part.prompts.histories)
         log_probs, entropy = self.policy.log_probs(states, part.support, part.slates, temperature=params.temperature)
         values = self.value_head(states.vectors).unsqueeze(1)

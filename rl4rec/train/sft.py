@@ -84,8 +84,11 @@ class SFTTrainer(Trainer):
         positions = sum(len(self.windows[row]) - 1 for row in chosen.tolist())
         mine = chosen[rank::processes]
         total = torch.zeros((), device=self.accelerator.device)
-        for start in range(0, len(mine), self.params.batch_size):
+        for start in range(0, math.ceil(len(chosen) / processes), self.params.batch_size):
             rows = mine[start : start + self.params.batch_size].tolist()
+            if not rows:
+                self.backward(self.read_nothing())
+                continue
             windows = pad_windows([self.windows[row] for row in rows])
             sampled = None if self.sampler is None else self.sampler.draw(self.accelerator.device)
             loss = sum_over_positions(self.policy, windows, self.next_items_loss, sampled, precision=self.precision)
