@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import pickle
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,3 +165,87 @@ def test_a_checkpoint_of_another_run_is_not_used(
     assert [row["step"] for row in rows if "train/loss" in row] == [2, 4, 6, 8]
     alone.train()
     assert same_weights(other.policy, alone.policy)
+
+
+TOGETHER = """
+import json, os
+from pathlib import Path
+from accelerate import Accelerator
+from rl4rec._stage import run_stage
+from rl4rec.errors import UserError
+from rl4rec.train.checkpoints import common_checkpoint
+
+def main(params):
+    accelerator, seen = Accelerator(), {}
+    for case in json.loads(Path("cases.json").read_text()):
+        os.chdir(Path(case, os.environ["RANK"]))
+        try:
+            seen[case] = str(common_checkpoint(Path("ck"), "d", accelerator))
+        except UserError as error:
+            seen[case] = str(error)
+        os.chdir("../..")
+    Path(f"seen-{accelerator.process_index}.json").write_text(json.dumps(seen))
+
+run_stage(main, distributed=True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_go_on_from_one_checkpoint_that_all_see_or_from_none(tmp_path: Path) -> None:
+    """Each in a folder of its own, as on machines that share none; where they share one, a link."""
+
+    def make(path: Path, *steps: int) -> Path:
+        latest_checkpoint(path, "d")
+        for step in steps:
+            seal(checkpoint(path, step))
+        return path
+
+    cases = {
+        "shared": "ck/checkpoint-10",
+        "damaged": "ck/checkpoint-5",  # process 0 removes the newest before the others look
+        "nothing": "None",
+        "another_run": "None",
+        "not_there": "rank 0 step 10, rank 1 none, rank 2 step 10",
+        "older": "rank 0 step 10, rank 1 step 5, rank 2 step 10",
+        "other_content": "rank 0 step 10, rank 1 step 10 with other content, rank 2 step 10",
+        "only_others": "rank 0 none, rank 1 step 10, rank 2 step 10",
+    }
+    for case in cases:
+        for rank in range(3):
+            (tmp_path / case / str(rank)).mkdir(parents=True)
+        own = {rank: tmp_path / case / str(rank) / "ck" for rank in range(3)}
+        first = make(own[0], *(() if case in ("nothing", "only_others") else (5, 10)))
+        if case in ("damaged", "another_run"):
+            (first / "checkpoint-10/model.safetensors").write_bytes(b"damaged")
+        if case == "another_run":
+            (first / "run.json").write_text("{}")
+        if case == "only_others":
+            make(own[1], 5, 10)
+            own[2].symlink_to(own[1])
+            continue
+        own[2].symlink_to(first)
+        if case == "older":
+            make(own[1], 5)
+        elif case == "other_content":
+            make(own[1], 5)
+            (checkpoint(own[1], 10) / "best/config.json").write_text("{ }")
+            seal(own[1] / "checkpoint-10")
+        elif case != "not_there":
+            own[1].symlink_to(first)
+    (tmp_path / "cases.json").write_text(json.dumps(list(cases)))
+    (tmp_path / "params.yaml").write_text("{}")
+    (tmp_path / "script.py").write_text(TOGETHER)
+    environment = os.environ | {"RL4REC_PROCESSES": "3", "ACCELERATE_USE_CPU": "1"}
+    command = [sys.executable, "script.py", "--quiet"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("cannot be used") == 1 and "checkpoint-10 cannot be used" in done.stderr
+    results = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(3)]
+    assert results[0] == results[1] == results[2]
+    for case, expected in cases.items():
+        if expected.startswith("rank"):
+            expected = (
+                f"ck: the processes see different checkpoints ({expected}) and cannot go on together. Put ck where all "
+                "machines see the same files, or remove it on every machine to begin anew"
+            )
+        assert results[0][case] == expected, case

@@ -63,7 +63,7 @@ def run_sweep(root: Path, settings: SweepParams, where: Path) -> list[Row]:
             or no trial succeeded.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UserError("a sweep is one process; run it without `accelerate launch` or `torchrun`")
+        raise UserError("a sweep is one process: run it without `accelerate launch` or `torchrun`")
     params = load_params(root / "params.yaml")
     base = params.model_dump(mode="json")
     stage = read_stage(root, settings.stage, base)
