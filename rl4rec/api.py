@@ -3,8 +3,8 @@
 Each takes the section of the settings that is named like it. `on_log` takes the rows of the training log as they are
 made, `on_validation` the step and metrics of each validation and stops the training by returning True. With a folder
 for `checkpoints` an interrupted training goes on where it stopped, to the same weights; the caller removes the folder
-when it has saved the result. Under `torchrun` or `accelerate launch` several processes train together; the scripts start
-them themselves.
+when it has saved the result. Under `torchrun` or `accelerate launch` several processes train together; the scripts
+start them themselves.
 """
 
 from __future__ import annotations

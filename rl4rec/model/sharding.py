@@ -50,7 +50,7 @@ def shard(policy: nn.Module, device: torch.device, processes: int) -> None:
         raise UserError(f"{VARIABLE}: the blocks of {type(policy).__name__} are not known. Unset it")
     mesh = init_device_mesh(device.type, (processes,))
     for block in blocks:
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -63,7 +63,7 @@ def is_sharded_tensor(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Any) -> Tensor:
     """A tensor with all of its parts, if it is spread: all processes must ask for it."""
     full: Tensor = tensor.full_tensor() if is_sharded_tensor(tensor) else tensor
     return full

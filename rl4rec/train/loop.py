@@ -335,7 +335,9 @@ def decay_groups(
 def _clip(kept_whole: list[nn.Parameter], spread_out: list[nn.Parameter], most: float) -> Tensor:
     """Clip the gradients of weights of both kinds by the norm over all of them, which is returned."""
     gradients = [[weight.grad for weight in each if weight.grad is not None] for each in (kept_whole, spread_out)]
-    norm = torch.stack([whole(nn.utils.get_total_norm(each)) for each in gradients if each]).norm()
+    norm: Tensor = torch.linalg.vector_norm(
+        torch.stack([whole(nn.utils.get_total_norm(each)) for each in gradients if each])
+    )
     factor = min(1.0, most / (norm.item() + 1e-6))
     for gradient in (gradient for each in gradients for gradient in each):
         gradient.mul_(factor)
