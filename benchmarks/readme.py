@@ -25,7 +25,8 @@ from rl4rec.report.study import study_tables
 from rl4rec.report.table import headline_metrics
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"README.md": "en", "README.ko.md": "ko", "docs/ko/PPO_vs_GRPO.md": "ko"}
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = {"README.md": "en", "README.ko.md": "ko", "docs/ko/PPO_vs_GRPO.md": "ko", "docs/scale.md": "en"}
 PICTURE = ROOT / "docs" / "figures" / "result.png"
 PAIRS = ("ppo_vs_sft", "grpo_vs_sft", "ppo_vs_sft_continued", "grpo_vs_sft_continued", "grpo_vs_ppo")
 CHANGES = ("ppo_vs_sft", "grpo_vs_sft", "sft_continued_vs_sft")
@@ -95,12 +96,45 @@ def files(_: str) -> str:
     return "\n".join(rows)
 
 
+def gpu(_: str) -> str:
+    """What `make gpu` has found on each device, of `benchmarks/results/gpu-*.json`."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("gpu-*.json"))]
+    if not found:
+        return "Nothing yet: no part of this has run on a GPU."
+    return "\n\n".join(_device(each) for each in found)
+
+
+def _device(found: dict[str, Any]) -> str:
+    """One device: what was right, what was not run, and what was measured."""
+    versions = found["parts"].get("machine", {}).get("versions", {})
+    about = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    lines = [f"**{found['device']}** ({about}), {found['seconds']:.0f} s:", "", "| part | |", "|---|---|"]
+    for title, part in found["parts"].items():
+        lines.append(f"| {title} | {'right' if part['ok'] else 'WRONG: ' + '; '.join(part['failed'])} |")
+    lines += [f"| {title} | not run: {reason} |" for title, reason in found["not_run"].items()]
+    lines += ["", "| step | milliseconds | peak memory, MiB |", "|---|---:|---:|"]
+    steps = (part.get("steps", {}) for part in found["parts"].values())
+    for name, values in (item for each in steps for item in each.items()):
+        if isinstance(values, dict):
+            speed = f"{values['ms']:g}" if "ms" in values else f"{values['users_per_second']:,} users/s"
+            lines.append(f"| {name} | {speed} | {values.get('peak_memory_mb', '')} |")
+        else:
+            lines.append(f"| {name} | {values} | |")
+    waits = found["parts"].get("waits of the host", {}).get("per_step", {})
+    if waits:
+        lines += ["", "| per step | waits of the host | kernels | GPU busy |", "|---|---:|---:|---:|"]
+        for name, values in waits.items():
+            lines.append(f"| {name} | {values['waits']} | {values['kernels']} | {values['busy_share'] * 100:.0f} % |")
+    return "\n".join(lines)
+
+
 MADE: dict[str, Callable[[str], str]] = {
     "results": results,
     "refit": refit,
     "speed": speed,
     "study": study,
     "files": files,
+    "gpu": gpu,
 }
 
 

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +19,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+import rl4rec
+
 NAME = "fake"
 _COPIES = {"_to_copy", "copy_", "_copy_from"}
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
-_WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal"}
+_WAITING = {
+    "_local_scalar_dense",
+    "_unique2",
+    "bincount",
+    "equal",
+    "masked_select",
+    "multinomial",
+    "nonzero",
+    "unique_consecutive",
+    "unique_dim",
+}
+_TAKE_NUMBERS = {"fill", "fill_", "masked_fill", "masked_fill_"}  # of the host; and what computes element by element
+_HERE = f"{Path(rl4rec.__file__).parent}/"
 
 
 class MixedDevices(RuntimeError):
@@ -114,6 +129,8 @@ def fake_device() -> Iterator[FakeDevice]:
     register()
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
+    lifted = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(.., device=..)` makes it on the host and copies it
     try:
         with FakeDevice() as device:
             FakeDevice.active = device
@@ -121,6 +138,7 @@ def fake_device() -> Iterator[FakeDevice]:
     finally:
         FakeDevice.active = None
         torch.__future__.set_swap_module_params_on_conversion(before)
+        torch._C._set_only_lift_cpu_tensors(lifted)
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any], mode: FakeDevice | None) -> Any:
@@ -131,7 +149,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any], mode: FakeDevice | None) 
     wanted = kwargs.get("device")
     placed = on_device if wanted is None else torch.device(wanted).type == NAME
     if name not in _COPIES:
-        _refuse_mixtures(name, tensors, args)
+        _refuse_mixtures(func, name, tensors, args)
     if device is not None and on_device | placed:
         _count_waits(device, name, tensors, args, kwargs, placed=placed)
     with torch.utils._python_dispatch._disable_current_modes():
@@ -160,11 +178,17 @@ def _on_device(value: Any) -> Any:
     return FakeTensor(value) if plain else value
 
 
-def _refuse_mixtures(name: str, tensors: list[torch.Tensor], args: Any) -> None:
-    """As CUDA: numbers (tensors of no dimension) and indices may be the host's, nothing else."""
+def _refuse_mixtures(func: Any, name: str, tensors: list[torch.Tensor], args: Any) -> None:
+    """As CUDA: of the host may be indices, and numbers (of no dimension) where an operation takes them."""
+    numbers = name in _TAKE_NUMBERS or torch.Tag.pointwise in func.tags
     if name in _INDEXING and isinstance(args[0], FakeTensor):
-        tensors = [each for each in (args[0], *args[2:3]) if isinstance(each, torch.Tensor)]
-    kinds = {isinstance(each, FakeTensor) for each in tensors if each.dim() > 0 or isinstance(each, FakeTensor)}
+        tensors, numbers = [each for each in (args[0], *args[2:3]) if isinstance(each, torch.Tensor)], True
+    written = bool(func._schema.arguments) and func._schema.arguments[0].is_write
+    kinds = {
+        isinstance(each, FakeTensor)
+        for place, each in enumerate(tensors)
+        if each.dim() > 0 or isinstance(each, FakeTensor) or not numbers or (written and place == 0)
+    }
     if len(kinds) == 2:
         raise MixedDevices(f"{name}: tensors of the host and of the device ({_where()})")
 
@@ -192,8 +216,7 @@ def _where() -> str:
     """The innermost line of this project."""
     frame = sys._getframe(1)
     while frame is not None:
-        _, found, place = frame.f_code.co_filename.rpartition("/rl4rec/")
-        if found and not place.startswith("."):
-            return f"{place}:{frame.f_lineno}"
+        if frame.f_code.co_filename.startswith(_HERE):
+            return f"{frame.f_code.co_filename.removeprefix(_HERE)}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return "outside of rl4rec"

@@ -199,7 +199,16 @@ def test_the_stand_in_refuses_what_cuda_refuses(on_device: Callable[[], Any]) ->
         assert isinstance(there, FakeDevice)
         ours, its = torch.ones(3), torch.arange(3.0, device=there.device)
         assert its.device.type == NAME and (2 * its + torch.tensor(1.0)).tolist() == [1.0, 3.0, 5.0]
-        for mixed in (lambda: ours + its, lambda: torch.cat([ours, its]), lambda: ours[its.long()], its.numpy):
+        number = torch.tensor(1.0)
+        assert torch.tensor([1.0, 2.0], device=there.device).device.type == NAME and its[[0, 1]].tolist() == [0.0, 1.0]
+        for mixed in (
+            lambda: ours + its,
+            lambda: torch.cat([ours, its]),
+            lambda: torch.stack([number, its[0]]),
+            lambda: number.add_(its[0]),
+            lambda: ours[its.long()],
+            its.numpy,
+        ):
             with pytest.raises(MixedDevices):
                 mixed()
         there.waits.clear()
