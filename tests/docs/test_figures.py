@@ -104,10 +104,10 @@ def test_protocols_are_explained_with_the_figures_of_the_ranks() -> None:
             f"{values['median_full_rank']:,.0f} |"
         ) in page, policy
         assert abs(expected - measured) < 0.001, policy  # the explanation is right, and "worth less than .001"
-    assert found["policies"]["grpo"]["full_ndcg@10"] < sft["full_ndcg@10"]  # "orders can flip"
-    assert found["policies"]["grpo"]["sampled_ndcg@10"] > sft["sampled_ndcg@10"]
+    assert found["policies"]["ppo"]["full_ndcg@10"] < sft["full_ndcg@10"]  # "orders can flip"
+    assert found["policies"]["ppo"]["sampled_ndcg@10"] > sft["sampled_ndcg@10"]
     top, deep = (
-        [100 * sum(band["users"] for band in found["policies"][name]["bands"][part]) for name in ("grpo", "sft")]
+        [100 * sum(band["users"] for band in found["policies"][name]["bands"][part]) for name in ("ppo", "sft")]
         for part in (slice(0, 1), slice(1, 3))
     )
     for a, b in (top, deep):
