@@ -132,8 +132,12 @@ def test_a_training_on_the_device_is_that_on_the_cpu(
         assert its == pytest.approx(ours, rel=1e-3, abs=1e-5)
 
 
+# docs/scale.md has these; fewer than ten. Of a step that is not logged, and of one that is.
+WAITS = {"sft": (1, 2), "sft_continued, crossfit": (2, 3), "ppo, crossfit": (7, 9), "grpo, crossfit": (4, 6)}
+
+
 @pytest.mark.parametrize("logged", [False, True])
-@pytest.mark.parametrize("name", ["sft", "sft_continued, crossfit", "ppo, crossfit", "grpo, crossfit"])
+@pytest.mark.parametrize("name", WAITS)
 @pytest.mark.parametrize("tiny_policy", ["cosine"], indirect=True)
 def test_the_host_waits_less_than_ten_times_per_step(
     name: str, logged: bool, tiny_policy: SlatePolicy, tiny_data: PreparedData, on_device: Callable[[], Any]
@@ -146,7 +150,7 @@ def test_the_host_waits_less_than_ten_times_per_step(
         stats = trainer.train_step(1, logged=logged)
         if logged:
             trainer._means({key: [value] for key, value in stats.items()})
-    assert 0 < sum(there.waits.values()) < 10, there.waits
+    assert sum(there.waits.values()) == WAITS[name][logged], there.waits
 
 
 def test_ranking_on_the_device_is_that_on_the_cpu(
