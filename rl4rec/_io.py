@@ -25,12 +25,16 @@ def parse_json(text: str) -> Any:
     """A JSON document.
 
     Raises:
-        ValueError: it is not one, or nested too deeply to be read.
+        ValueError: it is not one (NaN and Infinity are no JSON), or nested too deeply to be read.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def read_json(path: Path, *, then: str) -> dict[str, Any]:

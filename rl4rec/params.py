@@ -5,8 +5,10 @@ This module imports neither torch nor transformers, so that a typo is reported i
 
 from __future__ import annotations
 
+import contextlib
 import re
 import unicodedata
+from datetime import date, datetime
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -59,13 +61,15 @@ class Section(BaseModel):
 
 
 class SimulatedShop(Section):
-    """The embedded made-up shop: latent tastes, item-to-item transitions, popularity skew."""
+    """The embedded made-up shop: latent tastes, item-to-item transitions, popularity skew, baskets, new items."""
 
     users: Annotated[Int, Field(ge=1, le=10_000_000)] = 1500
     items: Annotated[Int, Field(ge=20, le=1_000_000)] = 200
     tastes: Annotated[Int, Field(ge=1, le=64)] = 8
     mean_length: Annotated[Float, Field(ge=5, le=1000)] = 9.0
     popularity_skew: Annotated[Float, Field(ge=0, le=3)] = 0.8
+    basket_size: Annotated[Float, Field(ge=1, le=100)] = 1.0
+    new_items: Annotated[Float, Field(ge=0, le=0.9)] = 0.0
     seed: Seed = 7
 
 
@@ -75,6 +79,7 @@ class Columns(Section):
     user: Text = "user"
     item: Text = "item"
     timestamp: Text = "timestamp"
+    time_format: Annotated[Text, Field(pattern="%")] | None = None
 
 
 class Download(Section):
@@ -85,6 +90,39 @@ class Download(Section):
     retries: Annotated[Int, Field(ge=0, le=20)] = 4
 
 
+def _as_moment(value: object) -> object:
+    """A date that YAML has read as one, as text; a number as it is."""
+    value = value.isoformat() if isinstance(value, date) else _no_bool(value)  # a datetime is a date too
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+        try:
+            datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError("expected a share below 1, a time as the data have it, or a date such as 2024-05-01") from None
+    return value
+
+
+Moment = Annotated[Annotated[Float, Field(gt=0)] | str, BeforeValidator(_as_moment)]
+
+
+class TimeSplit(Section):
+    """Where the windows of `split: time` begin."""
+
+    valid_from: Moment = 0.8
+    test_from: Moment = 0.9
+
+    @model_validator(mode="after")
+    def _windows_in_order(self) -> Self:
+        first, second = self.valid_from, self.test_from
+        kinds = ["date" if isinstance(value, str) else "share" if value < 1 else "number" for value in (first, second)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"valid_from and test_from must be of one kind, got a {kinds[0]} and a {kinds[1]}")
+        if kinds[0] != "date" and not float(first) < float(second):
+            raise ValueError(f"valid_from ({first}) must be less than test_from ({second})")
+        return self
+
+
 class DataParams(Section):
     """Where interactions come from and how they become sequences."""
 
@@ -93,6 +131,10 @@ class DataParams(Section):
     columns: Columns = Columns()
     k_core: Annotated[Int, Field(ge=1)] = 5
     deduplicate: Literal["exact", "user_item", "none"] = "exact"
+    ties: Literal["auto", "hash", "item", "row"] = "auto"
+    seed: Seed = 0
+    split: Literal["last_item", "time"] = "last_item"
+    time_split: TimeSplit = TimeSplit()
     download: Download = Download()
     simulated: SimulatedShop = SimulatedShop()
 
@@ -101,6 +143,19 @@ class DataParams(Section):
         if self.source in ("sequences", "interactions") and self.path is None:
             raise ValueError(f"source '{self.source}' needs `path`: the file with your data")
         return self
+
+    @model_validator(mode="after")
+    def _sequences_have_no_times(self) -> Self:
+        if self.source == "sequences" and self.split == "time":
+            raise ValueError("split: time needs times, and source 'sequences' has none: use last_item or `interactions`")
+        return self
+
+    @property
+    def tie_rule(self) -> Literal["hash", "item", "row"]:
+        """What decides at equal times; Amazon Beauty keeps the order that published results have."""
+        if self.ties == "auto":
+            return "item" if self.source == "amazon-beauty" else "hash"
+        return self.ties
 
 
 # Positions kept free after the history, so that the autoregressive route can place a slate there.

@@ -2,15 +2,15 @@
 
 A folder with
 
-- `sequences.parquet`   `user` (string, the raw id), `items` (list<int32>, item indices 0..I-1, oldest first)
+- `sequences.parquet`   `user` (string, the raw id), `items` (list<int32>, item indices 0..I-1, oldest first),
+                        `before_valid` and `before_test` (int32): how many of them come before each window
 - `items.parquet`       `item` (string, the raw id), `count` (int64, interactions in the training part); row = index
 - `stats.json`          users, items, interactions, `data_hash`, how the raw data was treated
 - `tokenizer/`          the item vocabulary as a Hugging Face tokenizer
 - `oracle.parquet`      simulated shop only: `valid` and `test` (list<float32>, (I,)), the true next-item
                         distribution at that step, rows as in `sequences.parquet`
 
-Leave-one-out: a user's last item is the test target, the second last the validation target, the rest trains.
-Users with fewer than three interactions only train.
+What comes before the validation window trains; the first item of a window is its target (`rl4rec.data.splits`).
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ import numpy as np
 import numpy.typing as npt
 
 from rl4rec._io import read_json, read_parquet
+from rl4rec.data.splits import Cuts, IntArray, LastItem
 from rl4rec.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
 
-IntArray = npt.NDArray[np.int64]
 Fold = Literal["valid", "test"]
+FOLDS: tuple[Fold, Fold] = ("valid", "test")
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,6 @@ class Ragged:
         offsets = np.concatenate([[0], np.cumsum(self.lengths[rows])]).astype(np.int64)
         return Ragged(self.values[self.positions(rows)], offsets)
 
-    def drop_last(self, count: int) -> Ragged:
-        """Every row without its last `count` values (rows that are shorter become empty)."""
-        return self.keep_first(np.maximum(self.lengths - count, 0))
-
     def keep_first(self, keep: IntArray) -> Ragged:
         """The first `keep[i]` values of every row i; at most its length."""
         position = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], self.lengths)
@@ -95,7 +92,7 @@ class Ragged:
 
 @dataclass(frozen=True)
 class Split:
-    """One fold of leave-one-out: histories and the item that came next."""
+    """One fold: histories and the item that came next."""
 
     user_rows: IntArray  # (u,) row of each user in the data set
     history: Ragged  # u rows, item indices, oldest first
@@ -113,6 +110,7 @@ class PreparedData:
         item_counts: interactions of each item in the training part, (I,).
         sequences: a user a row, item indices, oldest first, the held-out items included.
         stats: `stats.json`: counts, rules and the digest of the data.
+        cuts: where each user's validation and test windows begin; None: leave-one-out.
     """
 
     folder: Path
@@ -121,6 +119,11 @@ class PreparedData:
     item_counts: IntArray  # (I,) interactions in the training part
     sequences: Ragged
     stats: dict[str, Any]
+    cuts: Cuts = None  # type: ignore[assignment]  # never None once made
+
+    def __post_init__(self) -> None:
+        if self.cuts is None:
+            object.__setattr__(self, "cuts", LastItem().cut(self.sequences.lengths))
 
     def __repr__(self) -> str:
         size = f"{len(self.users):,} users, {self.num_items:,} items, {len(self.sequences.values):,} interactions"
@@ -149,42 +152,37 @@ class PreparedData:
         return percentiles
 
     def train_sequences(self, *, latest: bool = False) -> Ragged:
-        """The training part of every user: all but the last two items (all, for users with fewer than three).
+        """The training part of every user: what comes before the validation window.
 
         Args:
-            latest: the validation targets too: for a final refit, when all settings are frozen.
+            latest: what comes before the test window: for a final refit, when all settings are frozen.
         """
-        held_out = 1 if latest else 2
-        lengths = self.sequences.lengths
-        if (lengths >= 3).all():
-            return self.sequences.drop_last(held_out)
-        return Ragged.from_rows(
-            [row[:-held_out] if len(row) >= 3 else row for row in (self.sequences[i] for i in range(len(lengths)))]
-        )
+        return self.sequences.keep_first(self.cuts.test if latest else self.cuts.valid)
 
-    def shortened(self, count: int) -> PreparedData:
-        """Every split moved `count` items back: the data as they were before each user's last `count` interactions."""
-        if count == 0:
-            return self
-        # Of a user who had held-out items but no longer would, everything left could train: keep those items out too.
-        lengths = self.sequences.lengths
-        left = np.maximum(lengths - count, 0)
-        keep = np.where((lengths >= 3) & (left < 3), np.maximum(left - 2, 0), left)
-        sequences = self.sequences.keep_first(keep)
-        earlier = replace(self, sequences=sequences)
+    def hold_out(self, back: int, *, latest: bool = False) -> PreparedData:
+        """The same data with an item of each user's training part as the validation target; only what is before trains.
+
+        Args:
+            back: which: 0 is the last item of the training part, 1 the one before it, and so on.
+            latest: the training part is what comes before the test window.
+        """
+        feedback = self.cuts.test if latest else self.cuts.valid
+        cuts = Cuts(np.maximum(feedback - back - 1, 0), np.maximum(feedback - back, 0))
+        earlier = replace(self, cuts=cuts)
         counts = np.bincount(earlier.train_sequences().values, minlength=self.num_items)
         return replace(earlier, item_counts=counts)
 
     def split(self, fold: Fold) -> Split:
-        """Histories and targets of a fold, for the users that have at least three interactions.
+        """Histories and targets of a fold: the users who have an item in its window and one before it.
 
         Args:
-            fold: `valid`, the second last item of each user from those before it, or `test`, the last one.
+            fold: `valid` or `test`.
         """
-        back = 2 if fold == "valid" else 1
-        rows = np.flatnonzero(self.sequences.lengths >= 3)
+        lengths = self.sequences.lengths
+        before, end = (self.cuts.valid, self.cuts.test) if fold == "valid" else (self.cuts.test, lengths)
+        rows = np.flatnonzero((before > 0) & (before < end))
         kept = self.sequences if len(rows) == len(self.sequences) else self.sequences.take(rows)
-        return Split(rows, kept.drop_last(back), kept.values[kept.offsets[1:] - back])
+        return Split(rows, kept.keep_first(before[rows]), kept.values[kept.offsets[:-1] + before[rows]])
 
     def oracle(self, fold: Fold) -> npt.NDArray[np.float32] | None:
         """True next-item distribution of the fold's users, (u, I), or None where it is not known.
@@ -209,13 +207,18 @@ class PreparedData:
         return table
 
 
-def content_hash(item_ids: Sequence[str], sequences: Ragged) -> str:
-    """SHA-256 (first 16 hex digits) of item ids and sequences: equal data, equal hash, on any machine.
+def content_hash(item_ids: Sequence[str], sequences: Ragged, cuts: Cuts | None = None) -> str:
+    """SHA-256 (first 16 hex digits) of item ids, sequences and split: equal data, equal hash, on any machine.
 
     Names of users are left out: they influence neither training nor evaluation, and layouts differ in them.
+
+    Args:
+        item_ids: raw ids of the items.
+        sequences: of each user.
+        cuts: of each user; None: leave-one-out.
     """
     digest = hashlib.sha256(json.dumps(list(item_ids)).encode())
-    for array in (sequences.offsets, sequences.values):
+    for array in (sequences.offsets, sequences.values, *((cuts.valid, cuts.test) if cuts is not None else ())):
         digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
     return digest.hexdigest()[:16]
 
@@ -231,7 +234,7 @@ def load_prepared(folder: Path | str) -> PreparedData:
     """
     folder = Path(folder)
     again = "Run `dvc repro prepare`."
-    table = read_parquet(folder / "sequences.parquet", ["user", "items"], then=again)
+    table = read_parquet(folder / "sequences.parquet", ["user", "items", "before_valid", "before_test"], then=again)
     items = read_parquet(folder / "items.parquet", ["item", "count"], then=again)
     stats = read_json(folder / "stats.json", then=again)
     problem = _problem(table, items, stats)
@@ -247,6 +250,7 @@ def load_prepared(folder: Path | str) -> PreparedData:
         item_counts=items["count"].to_numpy().astype(np.int64),
         sequences=Ragged(values, offsets),
         stats=stats,
+        cuts=Cuts(*(table[name].to_numpy().astype(np.int64) for name in ("before_valid", "before_test"))),
     )
 
 
@@ -259,6 +263,9 @@ def _problem(table: pl.DataFrame, items: pl.DataFrame, stats: dict[str, Any]) ->
         return f"sequences.parquet: expected text and lists of numbers, got {table.schema['user']} and {kind}"
     if items.schema["item"] != pl.String or not items.schema["count"].is_integer():
         return f"items.parquet: expected text and numbers, got {items.schema['item']} and {items.schema['count']}"
+    before_valid, before_test = table["before_valid"], table["before_test"]
+    if not (before_valid.dtype.is_integer() and before_test.dtype.is_integer()):
+        return f"sequences.parquet: expected numbers, got {before_valid.dtype} and {before_test.dtype}"
     if table.null_count().sum_horizontal().sum() or items.null_count().sum_horizontal().sum():
         return "a field is empty"
     if items["item"].n_unique() < len(items) or (items["count"] < 0).any():
@@ -266,4 +273,7 @@ def _problem(table: pl.DataFrame, items: pl.DataFrame, stats: dict[str, Any]) ->
     flat = table["items"].explode(empty_as_null=False)
     if flat.has_nulls() or (len(flat) and not (flat.is_between(0, len(items) - 1)).all()):
         return f"sequences.parquet: an item's number is not from 0 to {len(items) - 1}"
+    ordered = (before_valid >= 0) & (before_valid <= before_test) & (before_test <= table["items"].list.len())
+    if not ordered.all():
+        return "sequences.parquet: a window begins before the one before it, or outside of the sequence"
     return None if isinstance(stats.get("data_hash"), str) else "stats.json: no data_hash"

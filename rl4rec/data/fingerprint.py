@@ -45,11 +45,14 @@ def write_fingerprint(params: DataParams, out: Path) -> None:
 def describe_files(files: list[Path]) -> list[dict[str, Any]]:
     """Name, size in bytes and SHA-256 of each file; digests are remembered by path, size and time of change.
 
+    A name is relative to the folder that all of them share.
+
     Raises:
         UserError: a file cannot be read.
     """
     known = _read_json(CACHE)
     described = []
+    shared = os.path.commonpath([path.parent for path in files]) if files else ""
     for path in files:
         try:
             status = path.stat()
@@ -62,7 +65,7 @@ def describe_files(files: list[Path]) -> list[dict[str, Any]]:
             raise UserError(
                 f"{path}: cannot be read ({error.strerror or error}). See that the file is there and may be read."
             ) from None
-        described.append({"name": path.name, "bytes": status.st_size, "sha256": known[key]["sha256"]})
+        described.append({"name": path.relative_to(shared).as_posix(), "bytes": status.st_size, "sha256": known[key]["sha256"]})
     if files and CACHE.parent.is_dir():
         _write_json(CACHE, known)
     return described

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import polars as pl
+
 from rl4rec.data.sources.interactions import read_interactions
-from rl4rec.data.store import store_files
+from rl4rec.data.sources.times import join_times
+from rl4rec.data.store import list_store
 from rl4rec.errors import UserError
 from rl4rec.params import Columns
-
-_KEY = ["user", "item", "time"]
 
 
 class Ingested(NamedTuple):
@@ -47,20 +48,20 @@ def ingest(file: Path, store: Path, columns: Columns) -> Ingested:
     delivered = read_interactions(file, columns)
     store.mkdir(parents=True, exist_ok=True)
     with _only_one(store):
-        parts = store_files(store)
-        fresh = delivered.unique(_KEY, keep="first", maintain_order=True)
-        for part in parts:
-            earlier = read_interactions(part, columns)
-            if earlier.schema["time"] != fresh.schema["time"]:
-                raise UserError(
-                    f"{file}: column '{columns.timestamp}' holds {fresh.schema['time']}, but that of {part} "
-                    f"{earlier.schema['time']}: times of a store must be of one kind. Convert those of the new file."
-                )
-            fresh = fresh.join(earlier, on=_KEY, how="anti", maintain_order="left")
+        parts = list_store(store).tables
+        earlier = [read_interactions(part, columns) for part in parts]
+        times, *earlier_times = join_times(
+            [(file, delivered["time"]), *((part, rows["time"]) for part, rows in zip(parts, earlier, strict=True))]
+        )
+        fresh = delivered.with_columns(times.alias("at")).unique(["user", "item", "at"], keep="first", maintain_order=True)
+        for rows, at in zip(earlier, earlier_times, strict=True):
+            fresh = fresh.join(rows.with_columns(at.alias("at")), on=["user", "item", "at"], how="anti", maintain_order="left")
         known = len(delivered) - len(fresh)
         if fresh.is_empty():
             return Ingested(None, 0, known)
-        named = fresh.rename({"user": columns.user, "item": columns.item, "time": columns.timestamp})
+        named = fresh.select(
+            pl.col("user").alias(columns.user), pl.col("item").alias(columns.item), pl.col("time").alias(columns.timestamp)
+        )
         draft = store / f".{os.getpid()}.part"
         try:
             named.write_parquet(draft)

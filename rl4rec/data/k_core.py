@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,10 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-ORDER_RULE = (
-    "by time; at equal times by item id (byte order), so that the order of the rows in the file does not matter; "
-    "the official review file is sorted by item id, so this is its own order too"
-)
+Ties = Literal["hash", "item", "row"]
+ORDER_RULES: dict[Ties, str] = {
+    "hash": "by time; at equal times by a hash of seed, user, time and item, so that order tells nothing",
+    "item": "by time; at equal times by item id (byte order): the order of the official review file, which tells "
+    "something: the later of two items has the larger id",
+    "row": "by time; at equal times as the rows lie in the files",
+}
 DUPLICATE_RULES = {
     "exact": "one row for each user, item and time",
     "user_item": "the first row for each user and item",
@@ -24,21 +28,69 @@ DUPLICATE_RULES = {
 class Interactions:
     """Numbered interactions, sorted by user, then time, then item. Numbers follow the byte order of the raw ids."""
 
-    rows: pl.DataFrame  # user, item (UInt32), time (Int64 or Float64)
+    rows: pl.DataFrame  # user, item (UInt32), time (as it came), and what other columns there were
     users: pl.Series  # raw id of each user number
     items: pl.Series  # raw id of each item number
 
 
-def number_and_sort(events: pl.DataFrame) -> Interactions:
-    """Replace raw ids by numbers and sort (`ORDER_RULE`).
+def number_and_sort(events: pl.DataFrame, ties: Ties = "item", *, seed: int = 0) -> Interactions:
+    """Replace raw ids by numbers and sort by user, then time, then as `ORDER_RULES` says.
 
     Args:
-        events: `user`, `item` (String), `time` (Int64 or Float64).
+        events: `user`, `item` (String), `time` (any type that sorts), and other columns, which are kept.
+        ties: what decides at equal times.
+        seed: of the hash.
     """
     users, user_codes = _number(events["user"])
     items, item_codes = _number(events["item"])
-    rows = pl.DataFrame([user_codes, item_codes, events["time"]])
-    return Interactions(rows.sort("user", "time", "item"), users, items)
+    rows = events.with_columns(user_codes, item_codes)
+    match ties:
+        case "row":
+            return Interactions(rows.sort("user", "time", maintain_order=True), users, items)
+        case "item":
+            return Interactions(rows.sort("user", "time", "item"), users, items)
+        case "hash":
+            return Interactions(_sort_by_hash(rows.sort("user", "time", "item"), users, items, seed), users, items)
+
+
+def _sort_by_hash(rows: pl.DataFrame, users: pl.Series, items: pl.Series, seed: int) -> pl.DataFrame:
+    """Sorted rows with those of equal user and time in the order of a hash."""
+    tied = same_as_before(rows, "user", "time")
+    tied = tied | tied.shift(-1, fill_value=False)
+    if not tied.any():
+        return rows
+    key = np.zeros(len(rows), np.uint64)
+    key[tied.to_numpy()] = _tie_key(users, items, rows.filter(tied), seed)
+    return rows.with_columns(pl.Series("<key>", key)).sort("user", "time", "<key>", "item").drop("<key>")
+
+
+def same_as_before(rows: pl.DataFrame, *columns: str) -> pl.Series:
+    """Whether each row has the same values in some columns as the row before it."""
+    same = pl.all_horizontal(pl.col(*columns).eq(pl.col(*columns).shift(1)))
+    return rows.select(same.fill_null(False)).to_series()
+
+
+def _tie_key(users: pl.Series, items: pl.Series, rows: pl.DataFrame, seed: int) -> npt.NDArray[np.uint64]:
+    """A hash of seed, user, time and item for each row, (n,): of the raw ids, so that new data leave it as it is."""
+    time = rows["time"].to_physical()
+    bits = time.to_numpy().view(np.uint64) if time.dtype == pl.Float64 else time.cast(pl.Int64).to_numpy().view(np.uint64)
+    key = _mix(np.full(len(rows), seed, np.uint64))
+    key = _mix(key ^ _digests(users)[rows["user"].to_numpy()])
+    key = _mix(key ^ bits)
+    return _mix(key ^ _digests(items)[rows["item"].to_numpy()])
+
+
+def _digests(names: pl.Series) -> npt.NDArray[np.uint64]:
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def _mix(key: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """SplitMix64 (Steele, Lea and Flood 2014): every bit of the input changes half of those of the output."""
+    key = key + np.uint64(0x9E3779B97F4A7C15)
+    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return key ^ (key >> np.uint64(31))
 
 
 def _number(column: pl.Series) -> tuple[pl.Series, pl.Series]:
@@ -46,14 +98,15 @@ def _number(column: pl.Series) -> tuple[pl.Series, pl.Series]:
     return names, column.cast(pl.Enum(names)).to_physical().cast(pl.UInt32)
 
 
-def drop_duplicates(rows: pl.DataFrame, rule: Literal["exact", "user_item", "none"]) -> pl.DataFrame:
-    """Apply one of `DUPLICATE_RULES` to rows that are sorted by user, time, item."""
+def drop_duplicates(rows: pl.DataFrame, rule: Literal["exact", "user_item", "none"], ties: Ties = "item") -> pl.DataFrame:
+    """Apply one of `DUPLICATE_RULES` to rows as `number_and_sort` sorts them, with the same `ties`."""
     match rule:
         case "none":
             return rows
         case "exact":
-            same = pl.all_horizontal(pl.col("user", "item", "time").eq(pl.col("user", "item", "time").shift(1)))
-            return rows.filter(~same.fill_null(False))
+            if ties == "row":  # others may lie between equal rows
+                return rows.unique(subset=["user", "item", "time"], keep="first", maintain_order=True)
+            return rows.filter(~same_as_before(rows, "user", "item", "time"))
         case "user_item":
             return rows.unique(subset=["user", "item"], keep="first", maintain_order=True)
 

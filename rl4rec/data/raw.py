@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import polars as pl
 
 from rl4rec.data.sources.amazon import fetch_beauty, find_beauty, read_beauty
+from rl4rec.data.sources.files import table_form
 from rl4rec.data.sources.interactions import read_interactions
 from rl4rec.data.sources.sequences import read_sequences
 from rl4rec.data.sources.simulated import simulate
-from rl4rec.data.store import store_files
+from rl4rec.data.sources.times import join_times
+from rl4rec.data.store import describe_left_out, list_store
 from rl4rec.errors import UserError
 from rl4rec.params import DataParams
+
+_log = logging.getLogger(__name__)
 
 
 def raw_files(params: DataParams, *, fetch: bool) -> list[Path]:
@@ -34,17 +39,38 @@ def raw_files(params: DataParams, *, fetch: bool) -> list[Path]:
         case "sequences" | "interactions":
             path = Path(str(params.path))
             if path.is_dir() and params.source == "interactions":
-                files = store_files(path)
-                if not files:
-                    raise UserError(f"data.path: no tables in the folder {path}. Add some: rl4rec ingest FILE")
-                return files
+                store = list_store(path)
+                left_out = describe_left_out(path, store.left_out) if store.left_out else ""
+                if not store.tables:
+                    raise UserError(
+                        f"data.path: no tables in the folder {path}. Add some: rl4rec ingest FILE"
+                        + (f". {left_out}" if left_out else "")
+                    )
+                if left_out and fetch:  # said once: the fingerprint asks too
+                    _log.warning("%s", left_out)
+                return store.tables
             if not path.is_file():
                 raise UserError(f"data.path: no such file: {path}. Name the file with your {params.source}.")
             return [path]
 
 
+def left_out_files(params: DataParams) -> list[str]:
+    """Files of the folder with the interactions that are not read."""
+    path = Path(str(params.path))
+    if params.source != "interactions" or not path.is_dir():
+        return []
+    return [str(file.relative_to(path)) for file in list_store(path).left_out]
+
+
+def gives_only_order(params: DataParams, files: list[Path]) -> bool:
+    """Whether the source has no times, only the order of each user's items."""
+    return params.source == "sequences" or (params.source == "amazon-beauty" and table_form(files[0]) == "txt")
+
+
 def read_raw(params: DataParams, files: list[Path]) -> pl.DataFrame:
-    """Rows of the source: `user`, `item` (String), `time` (Int64 or Float64); only the order of times matters.
+    """Rows of the source: `user`, `item` (String), `time` (of a type that `rl4rec.data.sources.times` knows).
+
+    The simulated shop has `step` too, the place of an interaction in the user's full sequence.
 
     Raises:
         UserError: damaged input, with file and line.
@@ -58,10 +84,5 @@ def read_raw(params: DataParams, files: list[Path]) -> pl.DataFrame:
             return read_sequences(files[0])
         case "interactions":
             parts = [read_interactions(file, params.columns) for file in files]
-            kinds = {part.schema["time"] for part in parts}
-            if len(kinds) > 1:
-                raise UserError(
-                    f"{files[0].parent}: column '{params.columns.timestamp}' holds {' and '.join(map(str, kinds))} in "
-                    "different files: times must be of one kind. Convert some of the files."
-                )
-            return pl.concat(parts)
+            times = join_times([(file, part["time"]) for file, part in zip(files, parts, strict=True)])
+            return pl.concat([part.with_columns(time) for part, time in zip(parts, times, strict=True)])

@@ -2,30 +2,66 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from rl4rec.errors import UserError
+from rl4rec.data.sources.files import table_form
+from rl4rec.errors import UserError, listed
 
-_FORMS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+FORMS = ("csv", "tsv", "jsonl", "ndjson", "json", "parquet")
 
 
-def store_files(folder: Path) -> list[Path]:
-    """The tables of a folder by name, hidden files and folders left out.
+class Store(NamedTuple):
+    """The files of a folder and its subfolders, in the order of their paths."""
+
+    tables: list[Path]
+    left_out: list[Path]  # of no known form; hidden files and folders are not counted
+
+
+def list_store(folder: Path) -> Store:
+    """The files of a folder and its subfolders, hidden ones left out; endings count in any case.
 
     Raises:
-        UserError: the folder cannot be read, or a table is a link to nothing: its interactions would be missing.
+        UserError: a folder cannot be read, or a file is a link to nothing, a pipe or a device: its interactions would
+            be missing.
     """
+    found = sorted(_files(folder, set()), key=lambda path: path.relative_to(folder).parts)
+    tables = [path for path in found if table_form(path) in FORMS]
+    for path in tables:
+        if not path.is_file():
+            raise UserError(f"{path}: not a file (a link to nothing, or a pipe). Remove or replace it.")
+    return Store(tables, [path for path in found if table_form(path) not in FORMS])
+
+
+def describe_left_out(folder: Path, left_out: list[Path]) -> str:
+    """One sentence that names the files that are not read, and why."""
+    endings = Counter(path.suffix.lower() or "no ending" for path in left_out)
+    why = ", ".join(f"{ending} ({count})" for ending, count in sorted(endings.items()))
+    names = listed(path.relative_to(folder) for path in left_out)
+    return (
+        f"{folder}: {len(left_out)} file{'s are' if len(left_out) > 1 else ' is'} not read, since tables end in "
+        f"{', '.join('.' + form for form in FORMS)} (text also in .gz), not in {why}: {names}"
+    )
+
+
+def _files(folder: Path, above: set[str]) -> Iterator[Path]:
+    """All that is no folder; links to folders are followed, but never in a circle."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
     try:
-        tables = sorted(
-            path
-            for path in folder.iterdir()
-            if not path.name.startswith(".") and path.name.removesuffix(".gz").endswith(_FORMS) and not path.is_dir()
-        )
-        for path in tables:
-            if not path.is_file():
-                raise UserError(f"{path}: not a file (a link to nothing, or a pipe). Remove or replace it.")
+        entries = list(folder.iterdir())
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be read ({error.strerror or error}). See that the folder may be read."
         ) from None
-    return tables
+    for path in entries:
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _files(path, above | {real})
+        else:
+            yield path

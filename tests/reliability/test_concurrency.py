@@ -14,7 +14,7 @@ import torch
 
 from rl4rec.data.ingest import ingest
 from rl4rec.data.sources.interactions import read_interactions
-from rl4rec.data.store import store_files
+from rl4rec.data.store import list_store
 from rl4rec.errors import UserError
 from rl4rec.model.load import load_policy, save_policy
 from rl4rec.model.policy import SlatePolicy
@@ -76,7 +76,7 @@ def test_deliveries_at_once_are_whole_or_refused(tmp_path: Path) -> None:
 
     def read() -> None:
         while not stop.is_set():
-            for part in store_files(store) if store.exists() else ():
+            for part in list_store(store).tables if store.exists() else ():
                 sizes.add(len(read_interactions(part, Columns())))
 
     reader = threading.Thread(target=read)
@@ -88,7 +88,7 @@ def test_deliveries_at_once_are_whole_or_refused(tmp_path: Path) -> None:
         writer.join()
     stop.set()
     reader.join()
-    assert sum(len(read_interactions(part, Columns())) for part in store_files(store)) == 6 * 200
+    assert sum(len(read_interactions(part, Columns())) for part in list_store(store).tables) == 6 * 200
     assert sizes <= {200}
     assert all("another ingestion is under way" in message for message in refused)
 

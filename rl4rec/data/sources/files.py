@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import io
 import zlib
@@ -19,6 +20,15 @@ LINE = "<line>"  # column with a record's line number; no likely name of a user'
 _BLANK = "<blank>"
 _LONGEST_ID = 1000  # bytes; what is longer is a file of another kind, or one that lost its line ends
 _BOM = b"\xef\xbb\xbf"
+_GZIP = b"\x1f\x8b"
+_SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+_FOREIGN = {  # first bytes of what is not text
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"PAR1": "a parquet file",
+}
 
 _TYPES: dict[pl.DataType, tuple[tuple[type, ...], str]] = {
     pl.String(): ((str, int), "text or a whole number"),
@@ -27,15 +37,23 @@ _TYPES: dict[pl.DataType, tuple[tuple[type, ...], str]] = {
 }
 
 
+def table_form(path: Path) -> str:
+    """What a file's name says that it is: its ending in small letters, without `.gz`; empty where there is none."""
+    name = path.name.lower().removesuffix(".gz")
+    return name.rpartition(".")[2] if "." in name else ""
+
+
 def read_bytes(path: Path) -> bytes:
-    """Content of a file, decompressed where its name ends in `.gz`.
+    """Content of a file, decompressed where it is a gzip archive, whatever its name.
 
     Raises:
-        UserError: the file is missing, unreadable, empty, or a truncated or damaged gzip archive.
+        UserError: the file is missing, unreadable, empty, a truncated or damaged gzip archive, or not text.
     """
     check_file(path)
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        data = path.read_bytes()
+        if _is_gzip(path, data):
+            data = gzip.decompress(data)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(
             f"{path}: truncated or damaged gzip file ({error}). Replace it with a complete copy; "
@@ -46,8 +64,15 @@ def read_bytes(path: Path) -> bytes:
             f"{path}: cannot be read ({error.strerror or error}). See that the file is there and may be read."
         ) from None
     if not data.removeprefix(_BOM).strip():
-        raise UserError(f"{path}: the file is empty. Expected one record a line.")
+        raise UserError(f"{path}: the file is empty. Expected one record per line.")
+    for start, what in _FOREIGN.items():
+        if data.startswith(start):
+            raise UserError(f"{path}: is {what}, not text. Unpack it, or give the file the ending of what it is.")
     return data
+
+
+def _is_gzip(path: Path, start: bytes) -> bool:
+    return path.suffix.lower() == ".gz" or start.startswith(_GZIP)
 
 
 def check_file(path: Path) -> None:
@@ -100,17 +125,14 @@ def read_delimited(path: Path, *, separator: str, columns: Sequence[str] | None,
     check_file(path)
     try:
         source = _delimited_source(path)
-        names = list(columns) if columns is not None else _header(path, separator)
-        missing = [name for name in use if name not in names]
-        if missing:
-            raise UserError(
-                f"{path}, line 1: no column '{missing[0]}'. The file has: {listed(names)}. "
-                "Name yours under data.columns in params.yaml."
-            )
+        names = list(columns) if columns is not None else _header(path, source, separator)
+        _require_columns(path, names, use, separator)
+        names = [name if name in use else f"{name}<{place}>" for place, name in enumerate(names)]  # nobody's are unique
         table = pl.scan_csv(
             source,
             separator=separator,
-            has_header=header,
+            has_header=False,
+            skip_lines=int(header),  # columns go by their place: unused ones may have no name, or the same
             schema={name: pl.String() for name in names},
             row_index_name=LINE,
             row_index_offset=2 if header else 1,
@@ -126,9 +148,30 @@ def read_delimited(path: Path, *, separator: str, columns: Sequence[str] | None,
     except pl.exceptions.PolarsError as error:
         _blame_delimited(path, separator, columns, error)
     if frame.is_empty():
-        raise UserError(f"{path}: no records. Expected one interaction a line.")
+        raise UserError(f"{path}: no records. Expected one interaction per line.")
     check_complete(path, frame, use)
     return frame
+
+
+def _require_columns(path: Path, names: Sequence[str], use: Sequence[str], separator: str) -> None:
+    twice = next((name for name in use if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path}, line 1: a column name is given twice: '{twice}'. Rename one of them.")
+    missing = next((name for name in use if name not in names), None)
+    if missing is None:
+        return
+    other = next((each for each in _SEPARATORS if each in names[0]), None) if len(names) == 1 else None
+    if other is not None:
+        raise UserError(
+            f"{path}, line 1: no column '{missing}': fields seem to be separated by {_SEPARATORS[other]}, and this "
+            f"ending stands for {_SEPARATORS[separator]}. Export it as .csv with commas, .tsv with tabs, or parquet."
+        )
+    near = difflib.get_close_matches(missing, names, n=1)
+    hint = f"Did you mean '{near[0]}'? " if near else ""
+    raise UserError(
+        f"{path}, line 1: no column '{missing}'. The file has: {listed(names)}. "
+        f"{hint}Name yours under data.columns in params.yaml."
+    )
 
 
 def check_complete(path: Path, frame: pl.DataFrame, columns: Sequence[str]) -> None:
@@ -172,24 +215,20 @@ def check_ids(path: Path, frame: pl.DataFrame, lines: pl.Series | None = None) -
 
 
 def _delimited_source(path: Path) -> Path | io.BytesIO:
-    """The file itself, or its content where that is compressed or starts with a byte order mark."""
-    if path.suffix != ".gz":
-        with path.open("rb") as file:
-            start = file.read(len(_BOM))
-        if start not in (b"", _BOM):
-            return path
-    return io.BytesIO(read_bytes(path).removeprefix(_BOM))
+    """The file itself, or its content where that is compressed, starts with a byte order mark or is not text."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    if _is_gzip(path, start) or start.startswith((_BOM, *_FOREIGN)):
+        return io.BytesIO(read_bytes(path).removeprefix(_BOM))
+    return path
 
 
-def _header(path: Path, separator: str) -> list[str]:
-    first = read_text(path).split("\n", 1)[0] if path.suffix == ".gz" else _first_line(path)
+def _header(path: Path, source: Path | io.BytesIO, separator: str) -> list[str]:
+    first = _first_line(path) if isinstance(source, Path) else read_text(path).split("\n", 1)[0]
     if "\r" in first.rstrip("\r"):
         raise UserError(f"{path}, line 1: lines end with a bare carriage return. Convert them to end with a newline.")
     row = pl.read_csv(io.BytesIO(first.encode()), separator=separator, has_header=False, infer_schema=False)
-    names = [str(name) for name in row.row(0)]
-    if len(set(names)) < len(names):
-        raise UserError(f"{path}, line 1: a column name is given twice: {listed(names)}. Rename one of them.")
-    return names
+    return ["" if name is None else str(name) for name in row.row(0)]
 
 
 def _first_line(path: Path) -> str:
@@ -228,7 +267,7 @@ def _blame_delimited(path: Path, separator: str, columns: Sequence[str] | None, 
 
 
 def read_json_lines(path: Path, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    """Keys of a file with one JSON object a line, with `LINE`; other keys are ignored, blank lines skipped.
+    """Keys of a file with one JSON object per line, with `LINE`; other keys are ignored, blank lines skipped.
 
     Raises:
         UserError: unreadable, not UTF-8, not JSON, or a key that is missing or of the wrong type, with the line.
@@ -238,7 +277,7 @@ def read_json_lines(path: Path, schema: Mapping[str, pl.DataType]) -> pl.DataFra
         frame = pl.read_ndjson(io.BytesIO(data), schema=dict(schema)).select(*schema)
     except pl.exceptions.PolarsError as error:
         _blame_json(path, schema)
-        raise UserError(f"{path}: not readable as JSON lines ({error}). Expected one JSON object a line.") from None
+        raise UserError(f"{path}: not readable as JSON lines ({error}). Expected one JSON object per line.") from None
     if any(frame[name].null_count() for name in schema) or _converted(frame):
         _blame_json(path, schema)
     return frame.insert_column(0, _line_numbers(data, len(frame)))
@@ -268,7 +307,7 @@ def _blame_json(path: Path, schema: Mapping[str, pl.DataType]) -> None:
         try:
             record = parse_json(line)
         except ValueError as error:
-            raise UserError(f"{path}, line {number}: not a JSON object ({error}). Expected one a line.") from None
+            raise UserError(f"{path}, line {number}: not a JSON object ({error}). Expected one per line.") from None
         if not isinstance(record, dict):
             raise UserError(
                 f"{path}, line {number}: expected a JSON object, got {shown(line)}. Mend or remove that line."
