@@ -33,7 +33,7 @@ def main(params: Params) -> None:
         logs = {name: log for name in names if (log := load_log(LOGS / f"{name}.jsonl")) is not None}
         comparison = compare_policies(evaluations, params.compare, k=params.rl.k)
         slates = {
-            name: load_slates(path, users=evaluations[name].ranks["user_row"], num_items=data.num_items)
+            name: load_slates(path, users=evaluations[name].users_of("test"), num_items=data.num_items)
             for name in shown.shown_policies()
             if (path := SLATES / f"{name}.parquet").exists()
         }

@@ -21,14 +21,18 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, *, constants: bool = True) -> Any:
     """A JSON document.
 
+    Args:
+        text: the document.
+        constants: take NaN and Infinity, which Python writes and JSON does not know.
+
     Raises:
-        ValueError: it is not one (NaN and Infinity are no JSON), or nested too deeply to be read.
+        ValueError: it is not one , or nested too deeply to be read.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=None if constants else _refuse_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -10,6 +10,7 @@ start them themselves.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rl4rec.algorithms import CONTROL, POLICIES, get_policy
 from rl4rec.data.dataset import PreparedData
+from rl4rec.data.oddities import describe_repeats, repeated_share
 from rl4rec.data.prepare import prepare
 from rl4rec.data.vocabulary import build_tokenizer
 from rl4rec.errors import UserError
@@ -56,6 +58,8 @@ __all__ = [
     "prepare",
     "sft",
 ]
+
+_log = logging.getLogger(__name__)
 
 
 TRAINED_ON_PROMPTS = tuple(policy.key for policy in POLICIES if policy.trainer is not None)
@@ -124,6 +128,9 @@ def sft(
             "sft.init: champion: name the folder of the champion (`champion=`), or use `sft.init: fresh`. "
             "The pipeline fetches it from the registry"
         )
+    repeats = describe_repeats(repeated_share(data.stats)) if policy.mask_seen else None
+    if repeats:
+        _log.warning("%s", repeats)
     seed_everything(params.seed)
     created, tokenizer = create_policy(policy, data.item_ids, build_tokenizer(data.item_ids))
     warm = params.init == "champion" and champion is not None and start_from_champion(created, data.item_ids, champion)

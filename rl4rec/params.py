@@ -99,7 +99,9 @@ def _as_moment(value: object) -> object:
         try:
             datetime.fromisoformat(value)
         except ValueError:
-            raise ValueError("expected a share below 1, a time as the data have it, or a date such as 2024-05-01") from None
+            raise ValueError(
+                "expected a share below 1, a time as the data have it, or a date such as 2024-05-01"
+            ) from None
     return value
 
 
@@ -147,7 +149,9 @@ class DataParams(Section):
     @model_validator(mode="after")
     def _sequences_have_no_times(self) -> Self:
         if self.source == "sequences" and self.split == "time":
-            raise ValueError("split: time needs times, and source 'sequences' has none: use last_item or `interactions`")
+            raise ValueError(
+                "split: time needs times, and source 'sequences' has none: use last_item or `interactions`"
+            )
         return self
 
     @property

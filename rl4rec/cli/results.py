@@ -32,9 +32,12 @@ def show_comparison(root: Root = Path()) -> None:
     console = Console()
     try:
         table = comparison_table(comparison, width=console.width)
+        odd = [str(sentence) for sentence in comparison["protocol"].get("odd", [])]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f"{file}: not a comparison ({error!r}). {again}") from None
     console.print(table)
+    for sentence in odd:
+        console.print(f"Notable:    {sentence}", soft_wrap=True, markup=False)
     folder = "" if root == Path() else f" DIR={root}"
     report = (root / "reports" / "comparison.html").resolve()
     where = report if report.is_file() else f"none here yet; dvc repro writes {report}"

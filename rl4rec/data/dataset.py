@@ -26,12 +26,13 @@ import numpy as np
 import numpy.typing as npt
 
 from rl4rec._io import read_json, read_parquet
-from rl4rec.data.splits import Cuts, IntArray, LastItem
+from rl4rec.data.splits import Cuts, LastItem
 from rl4rec.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
 
+IntArray = npt.NDArray[np.int64]
 Fold = Literal["valid", "test"]
 FOLDS: tuple[Fold, Fold] = ("valid", "test")
 
@@ -119,15 +120,16 @@ class PreparedData:
     item_counts: IntArray  # (I,) interactions in the training part
     sequences: Ragged
     stats: dict[str, Any]
-    cuts: Cuts = None  # type: ignore[assignment]  # never None once made
-
-    def __post_init__(self) -> None:
-        if self.cuts is None:
-            object.__setattr__(self, "cuts", LastItem().cut(self.sequences.lengths))
+    cuts: Cuts | None = None
 
     def __repr__(self) -> str:
         size = f"{len(self.users):,} users, {self.num_items:,} items, {len(self.sequences.values):,} interactions"
         return f"<PreparedData {self.folder}: {size}>"
+
+    @property
+    def windows(self) -> Cuts:
+        """Where each user's validation and test windows begin."""
+        return LastItem().cut(self.sequences.lengths) if self.cuts is None else self.cuts
 
     @property
     def num_items(self) -> int:
@@ -157,7 +159,7 @@ class PreparedData:
         Args:
             latest: what comes before the test window: for a final refit, when all settings are frozen.
         """
-        return self.sequences.keep_first(self.cuts.test if latest else self.cuts.valid)
+        return self.sequences.keep_first(self.windows.test if latest else self.windows.valid)
 
     def hold_out(self, back: int, *, latest: bool = False) -> PreparedData:
         """The same data with an item of each user's training part as the validation target; only what is before trains.
@@ -166,7 +168,7 @@ class PreparedData:
             back: which: 0 is the last item of the training part, 1 the one before it, and so on.
             latest: the training part is what comes before the test window.
         """
-        feedback = self.cuts.test if latest else self.cuts.valid
+        feedback = self.windows.test if latest else self.windows.valid
         cuts = Cuts(np.maximum(feedback - back - 1, 0), np.maximum(feedback - back, 0))
         earlier = replace(self, cuts=cuts)
         counts = np.bincount(earlier.train_sequences().values, minlength=self.num_items)
@@ -178,8 +180,9 @@ class PreparedData:
         Args:
             fold: `valid` or `test`.
         """
-        lengths = self.sequences.lengths
-        before, end = (self.cuts.valid, self.cuts.test) if fold == "valid" else (self.cuts.test, lengths)
+        windows = self.windows
+        before = windows.valid if fold == "valid" else windows.test
+        end = windows.test if fold == "valid" else self.sequences.lengths
         rows = np.flatnonzero((before > 0) & (before < end))
         kept = self.sequences if len(rows) == len(self.sequences) else self.sequences.take(rows)
         return Split(rows, kept.keep_first(before[rows]), kept.values[kept.offsets[:-1] + before[rows]])

@@ -65,7 +65,9 @@ def describe_files(files: list[Path]) -> list[dict[str, Any]]:
             raise UserError(
                 f"{path}: cannot be read ({error.strerror or error}). See that the file is there and may be read."
             ) from None
-        described.append({"name": path.relative_to(shared).as_posix(), "bytes": status.st_size, "sha256": known[key]["sha256"]})
+        described.append(
+            {"name": path.relative_to(shared).as_posix(), "bytes": status.st_size, "sha256": known[key]["sha256"]}
+        )
     if files and CACHE.parent.is_dir():
         _write_json(CACHE, known)
     return described

@@ -18,6 +18,8 @@ from rl4rec.data.store import list_store
 from rl4rec.errors import UserError
 from rl4rec.params import Columns
 
+_KEY = ["user", "item", "at"]  # at: the time, as one type with those of the store
+
 
 class Ingested(NamedTuple):
     """What became of a delivery."""
@@ -50,17 +52,18 @@ def ingest(file: Path, store: Path, columns: Columns) -> Ingested:
     with _only_one(store):
         parts = list_store(store).tables
         earlier = [read_interactions(part, columns) for part in parts]
-        times, *earlier_times = join_times(
-            [(file, delivered["time"]), *((part, rows["time"]) for part, rows in zip(parts, earlier, strict=True))]
-        )
-        fresh = delivered.with_columns(times.alias("at")).unique(["user", "item", "at"], keep="first", maintain_order=True)
+        held = [(part, rows["time"]) for part, rows in zip(parts, earlier, strict=True)]
+        *earlier_times, times = join_times([*held, (file, delivered["time"])], columns.timestamp)
+        fresh = delivered.with_columns(times.alias("at")).unique(_KEY, keep="first", maintain_order=True)
         for rows, at in zip(earlier, earlier_times, strict=True):
-            fresh = fresh.join(rows.with_columns(at.alias("at")), on=["user", "item", "at"], how="anti", maintain_order="left")
+            fresh = fresh.join(rows.with_columns(at.alias("at")), on=_KEY, how="anti", maintain_order="left")
         known = len(delivered) - len(fresh)
         if fresh.is_empty():
             return Ingested(None, 0, known)
         named = fresh.select(
-            pl.col("user").alias(columns.user), pl.col("item").alias(columns.item), pl.col("time").alias(columns.timestamp)
+            pl.col("user").alias(columns.user),
+            pl.col("item").alias(columns.item),
+            pl.col("time").alias(columns.timestamp),
         )
         draft = store / f".{os.getpid()}.part"
         try:

@@ -73,7 +73,9 @@ def same_as_before(rows: pl.DataFrame, *columns: str) -> pl.Series:
 def _tie_key(users: pl.Series, items: pl.Series, rows: pl.DataFrame, seed: int) -> npt.NDArray[np.uint64]:
     """A hash of seed, user, time and item for each row, (n,): of the raw ids, so that new data leave it as it is."""
     time = rows["time"].to_physical()
-    bits = time.to_numpy().view(np.uint64) if time.dtype == pl.Float64 else time.cast(pl.Int64).to_numpy().view(np.uint64)
+    bits = (
+        time.to_numpy().view(np.uint64) if time.dtype == pl.Float64 else time.cast(pl.Int64).to_numpy().view(np.uint64)
+    )
     key = _mix(np.full(len(rows), seed, np.uint64))
     key = _mix(key ^ _digests(users)[rows["user"].to_numpy()])
     key = _mix(key ^ bits)
@@ -98,7 +100,9 @@ def _number(column: pl.Series) -> tuple[pl.Series, pl.Series]:
     return names, column.cast(pl.Enum(names)).to_physical().cast(pl.UInt32)
 
 
-def drop_duplicates(rows: pl.DataFrame, rule: Literal["exact", "user_item", "none"], ties: Ties = "item") -> pl.DataFrame:
+def drop_duplicates(
+    rows: pl.DataFrame, rule: Literal["exact", "user_item", "none"], ties: Ties = "item"
+) -> pl.DataFrame:
     """Apply one of `DUPLICATE_RULES` to rows as `number_and_sort` sorts them, with the same `ties`."""
     match rule:
         case "none":

@@ -80,8 +80,8 @@ def _targets(stats: dict[str, Any]) -> list[str]:
     test, users = stats.get("held_out", {}).get("test", {}).get("users", 0), stats.get("users", 0)
     if users and (users - test) / users >= NOTABLE:
         found.append(
-            f"{_percent((users - test) / users)} of {users:,} users have no test target (no item in the test window, or "
-            "none before it): figures say nothing about them"
+            f"{_percent((users - test) / users)} of {users:,} users have no test target (no item in the test window, "
+            "or none before it): figures say nothing about them"
         )
     cold = _target_share(stats, "cold_targets")
     if cold >= NOTABLE:
@@ -97,8 +97,8 @@ def _targets(stats: dict[str, Any]) -> list[str]:
 
 
 def _target_share(stats: dict[str, Any], key: str) -> float:
-    test = stats.get("held_out", {}).get("test", {})
-    return (test.get(key) or 0) / max(test.get("users", 0), 1)
+    test: dict[str, int | None] = stats.get("held_out", {}).get("test", {})
+    return (test.get(key) or 0) / max(test.get("users") or 0, 1)
 
 
 def _percent(share: float) -> str:

@@ -247,7 +247,8 @@ def _tied_neighbours(kept: _Kept) -> npt.NDArray[np.bool_]:
 def _tied(kept: _Kept) -> npt.NDArray[np.bool_]:
     """Whether each interaction has the time of one of its neighbours, (interactions,)."""
     before = _tied_neighbours(kept)
-    return before | np.concatenate([before[1:], [False]])
+    tied: npt.NDArray[np.bool_] = before | np.concatenate([before[1:], [False]])
+    return tied
 
 
 def _tied_share(kept: _Kept) -> float:

@@ -84,5 +84,7 @@ def read_raw(params: DataParams, files: list[Path]) -> pl.DataFrame:
             return read_sequences(files[0])
         case "interactions":
             parts = [read_interactions(file, params.columns) for file in files]
-            times = join_times([(file, part["time"]) for file, part in zip(files, parts, strict=True)])
+            times = join_times(
+                [(file, part["time"]) for file, part in zip(files, parts, strict=True)], params.columns.timestamp
+            )
             return pl.concat([part.with_columns(time) for part, time in zip(parts, times, strict=True)])

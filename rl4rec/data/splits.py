@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,9 @@ class TimeSplit:
         Raises:
             UserError: a moment does not fit the times, or a window is empty.
         """
-        moments = [_moment(value, times, kind, name) for name, value in (("valid", self.valid_from), ("test", self.test_from))]
+        moments = [
+            _moment(value, times, kind, name) for name, value in (("valid", self.valid_from), ("test", self.test_from))
+        ]
         valid, test = moments
         if not valid < test:
             raise UserError(
@@ -96,14 +98,14 @@ def _moment(value: float | str, times: npt.NDArray[Any], kind: str, name: str) -
 def _from_date(text: str, times: npt.NDArray[Any], kind: str, key: str) -> Any:
     moment = datetime.fromisoformat(text)
     if kind == "number":
-        since = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+        since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
         return times.dtype.type(since * _units_per_second(times, key, text))
     if kind == "date" and (moment.tzinfo is not None or moment.time() != datetime.min.time()):
         raise UserError(f"{key}: the times of these data are whole days, got {shown(text)}. Write a date.")
     if kind == "local" and moment.tzinfo is not None:
         raise UserError(f"{key}: the times of these data have no zone, got {shown(text)}. Leave the zone out.")
     if moment.tzinfo is not None:
-        moment = moment.astimezone(timezone.utc).replace(tzinfo=None)
+        moment = moment.astimezone(UTC).replace(tzinfo=None)
     return np.datetime64(moment, "us").astype(times.dtype)
 
 
@@ -117,4 +119,3 @@ def _units_per_second(times: npt.NDArray[Any], key: str, text: str) -> int:
         f"{key}: the times of these data are numbers of about {middle:.4g}, which are no seconds (or smaller units) "
         f"since 1970: {shown(text)} has no place among them. Write a number of that kind, or a share below 1."
     )
-

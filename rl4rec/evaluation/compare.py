@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 
 from rl4rec import metrics
 from rl4rec._console import track
 from rl4rec.algorithms import pair_key, pairs
+from rl4rec.data.dataset import FOLDS
 from rl4rec.errors import UserError
 from rl4rec.evaluation.bootstrap import FloatArray, bootstrap_mean, paired_bootstrap
-from rl4rec.evaluation.protocols import DECIMALS, FOLDS, METRICS, Evaluation
+from rl4rec.evaluation.protocols import DECIMALS, METRICS, Evaluation, Ranks
 from rl4rec.params import CompareParams
 
 
@@ -101,7 +101,7 @@ def per_user_gains(policy: str, evaluation: Evaluation, k: int) -> dict[str, Flo
     values: dict[str, FloatArray] = {}
     for fold in FOLDS:
         for protocol in ("full", sampled):
-            ranks = torch.from_numpy(_column(policy, evaluation.ranks, f"{fold}/{protocol}"))
+            ranks = torch.from_numpy(_column(policy, evaluation, f"{fold}/{protocol}"))
             for name in METRICS:
                 users = metrics.rank_gains(ranks, k=k, metric=name).numpy()
                 key = metrics.metric_key(fold, protocol, name, k)
@@ -116,10 +116,10 @@ def per_user_gains(policy: str, evaluation: Evaluation, k: int) -> dict[str, Flo
     return values
 
 
-def _column(policy: str, ranks: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.int32]]:
-    if column not in ranks.columns:
+def _column(policy: str, evaluation: Evaluation, column: str) -> Ranks:
+    if column not in evaluation.ranks.columns:
         raise UserError(f"ranks/{policy}.parquet: no column '{column}'. Run `dvc repro evaluate@{policy}`.")
-    return ranks[column].to_numpy().copy()
+    return evaluation.ranks_of(column)
 
 
 def _shared_protocol(evaluation: Evaluation) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import polars as pl
 from pydantic import BaseModel, Field, ValidationError
 
 from rl4rec._io import read_json, read_parquet, write_json, write_parquet
+from rl4rec.data.dataset import FOLDS
 from rl4rec.errors import UserError, shown
-from rl4rec.evaluation.protocols import FOLDS, METRICS, SLATE_LENGTH, Evaluation
+from rl4rec.evaluation.protocols import METRICS, SLATE_LENGTH, Evaluation
 from rl4rec.metrics import metric_key
 from rl4rec.params import Figure
 
@@ -29,7 +30,7 @@ class _Negatives(BaseModel):
     users_with_fewer: Count
 
 
-class _Repeated(BaseModel):
+class _Folds(BaseModel):
     valid: Count
     test: Count
 
@@ -43,7 +44,11 @@ class _Protocol(BaseModel):
     k: Annotated[list[Positive], Field(min_length=1)]
     tie_rule: str
     masking: str
-    repeated_targets: _Repeated
+    repeated_targets: _Folds
+    cold_targets: _Folds
+    targets: _Folds
+    split: str
+    odd: list[str]
     negatives: _Negatives
     versions: dict[str, str]
 
@@ -80,8 +85,9 @@ def load_evaluation(metrics_path: Path, ranks_path: Path) -> Evaluation:
         if column not in ranks.columns:
             raise UserError(f"{ranks_path}: no column '{column}'. {again}")
         values = ranks[column]
-        if values.dtype != pl.Int32 or values.has_nulls() or (values < 0).any():
-            raise UserError(f"{ranks_path}: column '{column}' must hold 32-bit numbers from 0, without gaps. {again}")
+        there = len(ranks) if column == "user_row" else found["protocol"]["targets"][column.partition("/")[0]]
+        if values.dtype != pl.Int32 or len(values) - values.null_count() != there or (values < 0).any():
+            raise UserError(f"{ranks_path}: column '{column}' must hold {there} 32-bit numbers from 0. {again}")
     if ranks.is_empty():
         raise UserError(f"{ranks_path}: no users. {again}")
     return Evaluation(found["policy"], found["protocol"], found["metrics"], ranks)

@@ -7,6 +7,7 @@ would change nothing there.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,7 +21,9 @@ from torch import Tensor
 
 from rl4rec import metrics
 from rl4rec.algorithms import ORACLE
-from rl4rec.data.dataset import Fold, PreparedData
+from rl4rec.data.dataset import FOLDS, PreparedData
+from rl4rec.data.oddities import describe_repeats, oddities
+from rl4rec.data.splits import LastItem
 from rl4rec.evaluation.diversity import CoOccurrence
 from rl4rec.evaluation.negatives import Negatives, sample_negatives
 from rl4rec.evaluation.ranking import (
@@ -37,13 +40,14 @@ from rl4rec.model.device import to_device
 from rl4rec.model.ranking import RankingPolicy
 from rl4rec.params import EvaluateParams
 
-FOLDS: tuple[Fold, Fold] = ("valid", "test")
 METRICS: tuple[Literal["ndcg", "hit", "mrr"], ...] = ("ndcg", "hit", "mrr")
 DECIMALS = 8
 SLATE_LENGTH = 10  # items a user that are kept of the test fold, at most: what a person can look at
 _DIVERSITY_KS = 10  # the largest cut-off it is measured at: pairs grow with the square
 
 Ranks = npt.NDArray[np.int32]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,10 @@ class Evaluation:
         policy: its name.
         protocol: everything that two results must share to be comparable, and the versions behind this one.
         metrics: by key, such as `test/full/ndcg@10`; docs/metrics.md has every one.
-        ranks: one row per user: `user_row`, then a column for each fold and protocol, such as `test/full`; 0 is the
-            top.
-        slates: one row per user, in the same order: the items that the full ranking of the test fold has on top;
-            None where they were not read.
+        ranks: one row per user with a target: `user_row`, then a column for each fold and protocol, such as
+            `test/full`; 0 is the top, null a user without a target in that fold.
+        slates: one row per user of the test fold, in the same order: the items that the full ranking has on top; None
+            where they were not read.
     """
 
     policy: str
@@ -65,6 +69,15 @@ class Evaluation:
     metrics: dict[str, float]
     ranks: pl.DataFrame  # int32
     slates: pl.DataFrame | None = None  # user_row int32, items list<int32>, see `slates_of`
+
+    def users_of(self, fold: str) -> pl.Series:
+        """`user_row` of the users with a target in a fold, (u,)."""
+        column = next(name for name in self.ranks.columns if name.startswith(f"{fold}/"))
+        return self.ranks.filter(pl.col(column).is_not_null())["user_row"]
+
+    def ranks_of(self, column: str) -> Ranks:
+        """The targets' ranks in a fold and protocol, such as `test/full`, (u,)."""
+        return self.ranks[column].drop_nulls().to_numpy().copy()
 
 
 def evaluate(name: str, policy: RankingPolicy, data: PreparedData, params: EvaluateParams) -> Evaluation:
@@ -84,6 +97,9 @@ def evaluate(name: str, policy: RankingPolicy, data: PreparedData, params: Evalu
         UserError: a score is NaN, or nobody has a held-out item.
     """
     folds = [ranked_fold(data, fold) for fold in FOLDS]
+    repeats = describe_repeats(float(folds[-1].repeated.mean()))
+    if repeats:
+        _log.warning("%s", repeats)
     return _evaluate(name, [(fold, fold.block_scorer(policy)) for fold in folds], data, params)
 
 
@@ -113,15 +129,16 @@ def _rows_of(scores: Tensor) -> BlockScorer:
 def _evaluate(
     name: str, folds: Sequence[tuple[RankedFold, BlockScorer]], data: PreparedData, params: EvaluateParams
 ) -> Evaluation:
-    users = folds[0][0].user_rows
+    users = np.unique(np.concatenate([fold.user_rows for fold, _ in folds]))
     sequences = data.sequences if len(users) == len(data.sequences) else data.sequences.take(users)
     negatives = sample_negatives(sequences, num_items=data.num_items, n=params.negatives, seed=params.seed)
     found: dict[str, float] = {}
-    ranks: dict[str, npt.NDArray[Any]] = {"user_row": users.astype(np.int32)}
+    ranks: dict[str, pl.Series] = {"user_row": pl.Series(users.astype(np.int32))}
     together = CoOccurrence(data.train_sequences(), data.num_items)
     slates: pl.DataFrame | None = None
     for fold, score in folds:
-        fold_ranks, shown = _rank(fold, score, data.num_items, negatives, params)
+        rows = np.searchsorted(users, fold.user_rows)
+        fold_ranks, shown = _rank(fold, score, data.num_items, negatives.items[rows], params)
         for protocol, values in fold_ranks.items():
             measured = _accuracy(values, params.ks)
             if protocol in shown:
@@ -134,10 +151,18 @@ def _evaluate(
                 metrics.metric_key(fold.name, protocol, metric, k): round(value, DECIMALS)
                 for (metric, k), value in measured.items()
             }
-            ranks[f"{fold.name}/{protocol}"] = values
+            ranks[f"{fold.name}/{protocol}"] = _spread(values, rows, len(users))
         if fold.name == "test":
-            slates = slates_of(users, shown["full"])
+            slates = slates_of(fold.user_rows, shown["full"])
     return Evaluation(name, protocol_card(data, params, negatives, folds), found, pl.DataFrame(ranks), slates)
+
+
+def _spread(values: Ranks, rows: npt.NDArray[np.int64], users: int) -> pl.Series:
+    """Values of some users as a column of all of them, (users,), null for the others."""
+    if len(rows) == users:
+        return pl.Series(values)
+    column = pl.Series([None] * users, dtype=pl.Int32)
+    return column.scatter(rows, pl.Series(values))
 
 
 def slates_of(users: npt.NDArray[Any], shown: npt.NDArray[np.int32]) -> pl.DataFrame:
@@ -154,9 +179,9 @@ def slates_of(users: npt.NDArray[Any], shown: npt.NDArray[np.int32]) -> pl.DataF
 
 
 def _rank(
-    fold: RankedFold, score: BlockScorer, num_items: int, negatives: Negatives, params: EvaluateParams
+    fold: RankedFold, score: BlockScorer, num_items: int, negatives: npt.NDArray[np.int32], params: EvaluateParams
 ) -> tuple[dict[str, Ranks], dict[str, npt.NDArray[np.int32]]]:
-    """Ranks by protocol (u,), and the items on top by protocol (u, ks[-1])."""
+    """Ranks by protocol (u,), and the items on top by protocol (u, ks[-1]), from negatives (u, n)."""
     users = len(fold.targets)
     sampled = f"sampled{params.negatives}"
     ranks = {protocol: np.empty(users, np.int32) for protocol in ("full", "full_unmasked", sampled)}
@@ -166,7 +191,7 @@ def _rank(
         score, users=users, num_items=num_items, batch_size=params.batch_size, name=f"evaluation on {fold.name}"
     ):
         targets = to_device(torch.from_numpy(fold.targets[start:stop]), scores.device)
-        drawn = to_device(torch.from_numpy(negatives.items[start:stop].astype(np.int64)), scores.device)
+        drawn = to_device(torch.from_numpy(negatives[start:stop].astype(np.int64)), scores.device)
         seen = fold.seen_pairs(start, stop, scores.device)
         ranks[sampled][start:stop] = sampled_ranks(scores, targets, drawn).cpu().numpy()
         shown["full_unmasked"][start:stop] = recommended_items(scores, width).cpu().numpy()
@@ -210,12 +235,24 @@ def protocol_card(
     folds: Sequence[tuple[RankedFold, BlockScorer]],
 ) -> dict[str, Any]:
     """Everything that two results must share to be comparable, and the versions that made them."""
+    held_out = data.stats.get("held_out", {})
     return {
         "data_hash": data.data_hash,
         "source": data.stats.get("source"),
         "users": len(data.users),
-        "evaluated_users": len(folds[0][0].targets),
+        "evaluated_users": len(folds[-1][0].targets),
+        "targets": {fold.name: len(fold.targets) for fold, _ in folds},
         "items": data.num_items,
+        "split": data.stats.get("split", {}).get("rule", LastItem.rule),
+        "order": data.stats.get("rules", {}).get("order"),
+        "tied_neighbours": data.stats.get("ties", {}).get("tied_neighbours"),
+        "tied_targets": {fold.name: held_out.get(fold.name, {}).get("tied_targets") for fold, _ in folds},
+        "cold_targets": {fold.name: int((data.item_counts[fold.targets] == 0).sum()) for fold, _ in folds},
+        "without_training": {
+            "users": int((data.windows.valid == 0).sum()),
+            "items": int((data.item_counts == 0).sum()),
+        },
+        "odd": oddities(data.stats),
         "k": list(params.ks),
         "tie_rule": "ties count against the target",
         "masking": "full: items of the history are never proposed; full_unmasked: they are; sampled: never negatives",

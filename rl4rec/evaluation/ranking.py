@@ -64,8 +64,8 @@ def ranked_fold(data: PreparedData, fold: Fold) -> RankedFold:
     split = data.split(fold)
     if len(split.targets) == 0:
         raise UserError(
-            f"{data.folder}: no user has the three interactions that a held-out item needs. "
-            "Bring more data, then run `dvc repro`."
+            f"{data.folder}: no user has a target in fold '{fold}' (leave-one-out needs users with three "
+            "interactions). Bring more data, then run `dvc repro`."
         )
     seen = split.history.distinct(data.num_items)
     seen_by = np.repeat(np.arange(len(split.targets)), seen.lengths)

@@ -32,7 +32,7 @@ def measured(evaluation: Evaluation, keys: Iterable[str]) -> Measured:
     for key in keys:
         fold, protocol, name, k = MetricKey.parse(key)
         if name in METRICS:
-            ranks = torch.from_numpy(evaluation.ranks[f"{fold}/{protocol}"].to_numpy().copy())
+            ranks = torch.from_numpy(evaluation.ranks_of(f"{fold}/{protocol}"))
             users[key] = rank_gains(ranks, k=k, metric=name).numpy()
         else:
             values[key] = evaluation.metrics[key]

@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 from rl4rec._io import write_json
 from rl4rec.algorithms import trained_keys
 from rl4rec.data.dataset import PreparedData, load_prepared
+from rl4rec.data.oddities import NOTABLE
 from rl4rec.errors import UserError, shown
 from rl4rec.evaluation.files import load_evaluation
 from rl4rec.evaluation.protocols import Evaluation
@@ -49,6 +50,7 @@ def promote(folder: Path, params: Params, *, policy: str | None = None) -> Decis
     validation = metric_key(*MetricKey.parse(gate.metric)._replace(fold="valid"))
     for evaluation in evaluations.values():
         _require_measured(evaluation, (validation, gate.metric, *gate.guards))
+        _require_telling(evaluation, gate.metric)
     name = policy or max(evaluations, key=lambda each: evaluations[each].metrics[validation])
     ours = measured(evaluations[name], (gate.metric, *gate.guards))
     weights = weights_digest(folder / "models" / name)
@@ -116,6 +118,18 @@ def _require_measured(evaluation: Evaluation, keys: Iterable[str]) -> None:
             fold = MetricKey.parse(key).fold
             known = ", ".join(sorted(each for each in evaluation.metrics if each.startswith(f"{fold}/")))
             raise UserError(f"params.yaml: compare.gate: {key} is not measured. Choose one of {known}")
+
+
+def _require_telling(evaluation: Evaluation, key: str) -> None:
+    """Refuse to decide by a figure that counts every repeat purchase as missed, where repeats are many."""
+    metric = MetricKey.parse(key)
+    share = evaluation.protocol["repeated_targets"][metric.fold] / evaluation.protocol["targets"][metric.fold]
+    if metric.protocol == "full" and share >= NOTABLE:
+        raise UserError(
+            f"params.yaml: compare.gate.metric: {share * 100:.1f} % of the targets are items that the user has taken "
+            f"before, and {key} counts each as missed. Set it to "
+            f"{metric_key(*metric._replace(protocol='full_unmasked'))}"
+        )
 
 
 def _champion(version: ModelVersion, candidate: Evaluation, data: PreparedData, params: Params) -> Measured:

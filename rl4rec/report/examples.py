@@ -114,10 +114,10 @@ def find_examples(
     for policy in policies:
         found = evaluations[policy]
         if found.protocol["data_hash"] != data.data_hash or not np.array_equal(
-            found.ranks["user_row"].to_numpy(), split.user_rows
+            found.users_of("test").to_numpy(), split.user_rows
         ):
             raise UserError(f"ranks/{policy}.parquet is of other data than {data.folder}. Run `dvc repro`.")
-        ranks[policy] = found.ranks["test/full"].to_numpy().copy()
+        ranks[policy] = found.ranks_of("test/full")
         _require_one_run(policy, slates[policy]["items"], ranks[policy], split.targets)
     gains = {policy: metrics.ndcg(torch.from_numpy(values), k=k).numpy() for policy, values in ranks.items()}
     examples = []

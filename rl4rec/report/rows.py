@@ -83,20 +83,27 @@ def beyond_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
 def protocol_rows(comparison: dict[str, Any], params: RLParams) -> list[tuple[str, str]]:
     """The protocol card: everything that two results must share to be comparable, and the versions behind them."""
     card, bootstrap = comparison["protocol"], comparison["bootstrap"]
-    negatives, repeated = card["negatives"], card["repeated_targets"]
+    negatives, repeated, tied = card["negatives"], card["repeated_targets"], card["tied_neighbours"]
     return [
         ("Data", f"{card['source']}, hash {card['data_hash']}"),
         ("Users", f"{card['users']:,}, of which {card['evaluated_users']:,} evaluated"),
         ("Items", f"{card['items']:,}"),
-        ("Split", "leave-one-out: the last item is the test target, the one before it the validation target"),
+        ("Split", card["split"]),
+        ("Order", card["order"] or "as in the source"),
         ("Cut-offs", f"k = {', '.join(map(str, card['k']))}; reported at k = {comparison['k']}"),
         ("Ties", card["tie_rule"]),
         ("Masking", card["masking"]),
-        ("Targets seen before", f"{repeated['valid']} on validation, {repeated['test']} on test"),
+        ("Targets", _by_fold(card["targets"])),
+        ("Targets seen before", _by_fold(repeated)),
+        ("Targets without a training interaction", _by_fold(card["cold_targets"])),
+        ("Targets at the time of another item", _by_fold(card["tied_targets"])),
+        ("Neighbours at one time", "unknown" if tied is None else f"{tied * 100:.1f} %"),
+        ("Without a training interaction", "{users:,} users, {items:,} items".format(**card["without_training"])),
+        *(("Notable", sentence) for sentence in card["odd"]),
         (
             "Sampled negatives",
-            f"{negatives['n']} a user, {negatives['sampler']}; seed {negatives['seed']}, digest {negatives['digest']}, "
-            f"{negatives['users_with_fewer']} users with fewer",
+            f"{negatives['n']} per user, {negatives['sampler']}; seed {negatives['seed']}, digest "
+            f"{negatives['digest']}, {negatives['users_with_fewer']} users with fewer",
         ),
         (
             "Intervals",
@@ -107,6 +114,12 @@ def protocol_rows(comparison: dict[str, Any], params: RLParams) -> list[tuple[st
         ("Training seeds", ", ".join(f"{each.label} {getattr(params, each.key).seed}" for each in rl_algorithms())),
         ("Versions", "; ".join(_versions(comparison))),
     ]
+
+
+def _by_fold(counts: dict[str, int | None]) -> str:
+    if None in counts.values():
+        return "unknown: the source has no times"
+    return f"{counts['valid']:,} on validation, {counts['test']:,} on test"
 
 
 def version_notes(comparison: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from rl4rec.data.dataset import PreparedData
+from rl4rec.errors import UserError
 from rl4rec.model.crossfit_embeddings import CrossfitEmbeddings
 from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import CrossfitParams, SFTParams
@@ -18,12 +19,11 @@ from rl4rec.train.sft import SFTTrainer
 
 
 def split_data(data: PreparedData, crossfit: CrossfitParams, *, latest: bool) -> list[PreparedData]:
-    """The data that each table is fitted to: without everyone's last 1, 2, ... items of the feedback.
+    """The data that each table is fitted to: without everyone's last 1, 2, ... items of the training part.
 
     The held-out targets of table t, which RL's prompts ask for, are the validation fold of entry t.
     """
-    first = 0 if latest else 1
-    return [data.shortened(first + table) for table in range(crossfit.split_points)]
+    return [data.hold_out(table, latest=latest) for table in range(crossfit.split_points)]
 
 
 def fit_crossfit(
@@ -59,6 +59,12 @@ def fit_crossfit(
     inputs, outputs = [], []
     rows = slice(start.config.item_offset, start.config.item_offset + start.num_items)
     for table, earlier in enumerate(split_data(data, crossfit, latest=latest)):
+        if earlier.windows.valid.max(initial=0) < 2:
+            raise UserError(
+                f"rl.crossfit.split_points: table {table + 1} of {crossfit.split_points} is fitted without the last "
+                f"{table + 1} training items of each user, and nobody has two more than that. Lower split_points, or "
+                "bring more data"
+            )
         seed_everything(crossfit.seed)
         policy = copy.deepcopy(start)
         _forget_items(policy)

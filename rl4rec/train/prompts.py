@@ -129,14 +129,12 @@ class PromptSet:
             usable &= _since_last_taken(self._sequences) > max_history
         from_end = np.repeat(self._sequences.offsets[1:], self._sequences.lengths) - np.arange(len(position)) - 1
         if split_points:
-            # of users who have a target to hold out at that split point, as `PreparedData.split` counts them
-            full = np.repeat(data.sequences.lengths, self._sequences.lengths)
-            usable &= (from_end < split_points) & (full - from_end >= (3 if latest else 4))
+            usable &= from_end < split_points
         self._targets_at = np.flatnonzero(usable)  # index into the flat values, one a prompt
         if len(self._targets_at) == 0:
             raise UserError(
-                "no user has two training items (the last two of each are held out): no prompt for RL"
-                + (f", and split points need users with 4 and more items ({split_points=})" if split_points else "")
+                "no prompt for RL: nobody has two training items"
+                + (", the later of which the policy may propose (policy.mask_seen: true)" if mask_seen else "")
                 + ". Bring more data"
             )
         self._position = position[self._targets_at]

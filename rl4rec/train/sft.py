@@ -49,8 +49,8 @@ class SFTTrainer(Trainer):
         self.windows = cut_windows(sequences, policy.config.max_history + 1)
         if not self.windows:
             raise UserError(
-                "no user has two training items (the last two of each are held out): there is nothing to learn. "
-                "Bring more data"
+                f"{name}: nobody has two training items (validation and test targets are held out): there is nothing "
+                "to learn. Bring more data"
             )
         self.windows_per_step = params.batch_size * params.gradient_accumulation_steps  # of all processes
         seed_everything(params.seed)  # of dropout and of the sampled softmax

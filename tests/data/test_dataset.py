@@ -31,10 +31,6 @@ def test_positions_of_rows():
     assert Ragged.from_rows(ROWS).positions(np.array([2, 0])).tolist() == [3, 0, 1, 2]
 
 
-def test_drop_last():
-    assert rows_of(Ragged.from_rows(ROWS).drop_last(2)) == [[4], [], [], [0, 2]]
-
-
 def data(rows: list[list[int]]) -> PreparedData:
     users, items = [f"u{n}" for n in range(len(rows))], [f"i{n}" for n in range(5)]
     return PreparedData(Path("nowhere"), users, items, np.zeros(5, np.int64), Ragged.from_rows(rows), {})
@@ -69,7 +65,7 @@ def test_not_a_prepared_folder(tmp_path):
         load_prepared(tmp_path)
 
 
-def test_shortened_data_never_trains_on_what_was_held_out():
+def test_what_is_held_out_of_the_training_part_never_trains():
     rows = [[1, 2, 3, 4, 5, 6], [1, 2, 3], [4, 5, 6, 7], [8, 9], [3]]
     data = PreparedData(
         folder=Path("none"),
@@ -79,11 +75,13 @@ def test_shortened_data_never_trains_on_what_was_held_out():
         sequences=Ragged.from_rows(rows),
         stats={},
     )
-    assert data.shortened(0) is data
-    one, two = data.shortened(1), data.shortened(2)
-    # the user of three items would have nothing held out any more, so all of theirs would train: they are left out
+    one, two = data.hold_out(0), data.hold_out(1)
+    # training parts: 1 2 3 4, 1, 4 5, 8 9 and 3, the last two of users with nothing held out
     assert rows_of(one.train_sequences()) == [[1, 2, 3], [], [4], [8], []]
     assert rows_of(two.train_sequences()) == [[1, 2], [], [], [], []]
-    assert one.split("valid").targets.tolist() == [4, 5]
+    assert one.split("valid").targets.tolist() == [4, 5, 9]
     assert two.split("valid").targets.tolist() == [3]
     assert one.item_counts.tolist() == [0, 1, 1, 1, 1, 0, 0, 0, 1, 0]
+    latest = data.hold_out(0, latest=True)  # training parts: 1 2 3 4 5, 1 2, 4 5 6, 8 9 and 3
+    assert rows_of(latest.train_sequences()) == [[1, 2, 3, 4], [1], [4, 5], [8], []]
+    assert latest.split("valid").targets.tolist() == [5, 2, 6, 9]

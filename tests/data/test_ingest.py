@@ -86,10 +86,11 @@ def test_a_damaged_delivery_leaves_no_trace(tmp_path: Path, text: str, message: 
 
 def test_times_of_another_kind_are_refused(tmp_path: Path) -> None:
     ingest(delivery(tmp_path / "a.csv", ("u", "x", 1)), tmp_path / "store", COLUMNS)
-    with pytest.raises(UserError, match=r"b\.csv: column 'at' holds Float64, but that of .*part-00000.* Int64"):
-        ingest(delivery(tmp_path / "b.csv", ("u", "y", 2.5)), tmp_path / "store", COLUMNS)
+    message = r"b\.csv: column 'at' holds dates such as 2024-05-01, but that of .*part-00000.* numbers such as 1"
+    with pytest.raises(UserError, match=message):
+        ingest(delivery(tmp_path / "b.csv", ("u", "y", "2024-05-01")), tmp_path / "store", COLUMNS)
     assert len(content(tmp_path / "store")) == 1
-    delivery(tmp_path / "store" / "z.csv", ("u", "y", 2.5))  # put there by hand
+    delivery(tmp_path / "store" / "z.csv", ("u", "y", "2024-05-01"))  # put there by hand
     params = DataParams(source="interactions", path=str(tmp_path / "store"), columns=COLUMNS)
     with pytest.raises(UserError, match="times must be of one kind"):
         read_raw(params, raw_files(params, fetch=False))

@@ -28,9 +28,9 @@ ROWS = [
 ]  # fmt: skip
 
 
-def as_csv(path: Path, rows: list[tuple[str, str, int]]) -> DataParams:
+def as_csv(path: Path, rows: list[tuple[str, str, int]], **settings: object) -> DataParams:
     path.write_text("user,item,timestamp\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows))
-    return DataParams(source="interactions", path=str(path), k_core=2)
+    return DataParams(source="interactions", path=str(path), k_core=2, **settings)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -38,7 +38,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_worked_by_hand(tmp_path):
-    data = prepare(as_csv(tmp_path / "rows.csv", ROWS), tmp_path / "out")
+    data = prepare(as_csv(tmp_path / "rows.csv", ROWS, ties="item"), tmp_path / "out")
     assert data.item_ids == ["bread", "eggs", "milk"]
     # Users by their sequence: zoe bread eggs milk, adam eggs milk (equal times: by item) bread, two milk bread.
     assert data.users == ["zoe", "adam", "two"]
@@ -56,6 +56,8 @@ def test_worked_by_hand(tmp_path):
     assert pl.read_parquet_schema(tmp_path / "out" / "sequences.parquet") == {
         "user": pl.String,
         "items": pl.List(pl.Int32),
+        "before_valid": pl.Int32,
+        "before_test": pl.Int32,
     }
 
 

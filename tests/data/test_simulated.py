@@ -12,21 +12,25 @@ from rl4rec.params import DataParams, SimulatedShop
 def hand_made_shop() -> Shop:
     """Six items, one even taste; items 1..4 follow item 0, the others lead back to 0, 1, 2, 3 in turn."""
     successors = np.array([[1, 2, 3, 4], *[[0, *[i for i in (1, 2, 3, 4) if i != item][:3]] for item in range(1, 6)]])
-    return Shop(np.full((1, 6), 1 / 6), np.ones((1, 1)), successors, Ragged.from_rows([[5, 0, 2]]))
+    opened, sequences = np.array([0, 0, 0, 0, 0, 20]), Ragged.from_rows([[5, 0, 2]])
+    return Shop(np.full((1, 6), 1 / 6), np.ones((1, 1)), successors, opened, sequences, np.array([30, 31, 32]))
 
 
 def test_next_item_by_hand():
     seen = np.zeros((1, 6), dtype=bool)
     seen[0, 0] = True
-    p = hand_made_shop().next_item(np.array([0]), seen, np.array([0]))
+    p = hand_made_shop().next_item(np.array([0]), seen, np.array([0]), np.array([30]))
     # .4 / 6 from the taste, .6 x (.55 .25 .12 .08) from item 0, nothing for item 0 itself; then rescaled by 1 - .4 / 6.
     weights = np.array([0, 0.4 / 6 + 0.33, 0.4 / 6 + 0.15, 0.4 / 6 + 0.072, 0.4 / 6 + 0.048, 0.4 / 6])
     np.testing.assert_allclose(p[0], weights / (1 - 0.4 / 6), rtol=1e-12)
 
 
 def test_first_item_comes_from_the_tastes_alone():
-    p = hand_made_shop().next_item(np.array([0]), np.zeros((1, 6), dtype=bool), np.array([-1]))
+    p = hand_made_shop().next_item(np.array([0]), np.zeros((1, 6), dtype=bool), np.array([-1]), np.array([20]))
     np.testing.assert_allclose(p[0], np.full(6, 1 / 6))
+    # item 5 comes into the shop at time 20
+    p = hand_made_shop().next_item(np.array([0]), np.zeros((1, 6), dtype=bool), np.array([-1]), np.array([19]))
+    np.testing.assert_allclose(p[0], [*np.full(5, 1 / 5), 0])
 
 
 def test_oracle_is_conditioned_on_the_full_history_and_on_the_items_that_were_kept():
@@ -57,7 +61,21 @@ def test_shape_of_the_shop():
     events = shop.events()
     assert number_of(events["user"]).tolist() == np.repeat(np.arange(1500), lengths).tolist()
     assert number_of(events["item"]).tolist() == shop.sequences.values.tolist()
-    assert events.filter(pl.col("user") == "u00000003")["time"].to_list() == list(range(lengths[3]))
+    assert events.filter(pl.col("user") == "u00000003")["step"].to_list() == list(range(lengths[3]))
+    assert (events["time"].diff().filter(events["step"] > 0) > 0).all(), "one item at a time"
+
+
+def test_baskets_and_new_items_leave_what_users_take_as_it_is_where_they_can():
+    plain = simulate(SimulatedShop())
+    baskets = simulate(SimulatedShop(basket_size=4))
+    assert baskets.sequences.values.tolist() == plain.sequences.values.tolist()
+    later = baskets.events().filter(pl.col("step") > 0)["time"]
+    together = baskets.events()["time"].diff().filter(baskets.events()["step"] > 0) == 0
+    assert together.mean() == pytest.approx(3 / 4, abs=0.01), "three of four items are not the first of a basket"
+    assert later.min() > 1_672_531_200
+    new = simulate(SimulatedShop(new_items=0.3))
+    assert (new.added > 1_672_531_200).sum() == 60
+    assert (new.times >= new.added[new.sequences.values]).all(), "nobody takes what is not there yet"
 
 
 def test_the_default_shop_survives_the_five_core():

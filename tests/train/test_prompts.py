@@ -83,7 +83,7 @@ def test_targets_that_the_policy_may_not_propose_are_no_prompts(tiny_data: Prepa
 
 
 def test_data_without_any_prompt_is_a_users_error(tiny_data: PreparedData) -> None:
-    with pytest.raises(UserError, match="no user has two training items"):
+    with pytest.raises(UserError, match="nobody has two training items"):
         PromptSet(small([[1, 2, 3]], tiny_data), max_history=8, seed=0)
 
 
@@ -98,15 +98,15 @@ def test_split_points_ask_for_held_out_targets_with_the_table_that_has_not_seen_
     }
     expected = set()
     for table in range(2):
-        fold = data.shortened(table + 1).split("valid")
+        fold = data.hold_out(table).split("valid")
         expected |= {
             (table, tuple(fold.history[row].tolist()), int(fold.targets[row]))
             for row in range(len(fold.targets))
             if len(fold.history[row]) and fold.targets[row] not in fold.history[row]
         }
-    assert found == expected == {(0, (1, 2, 3), 4), (1, (1, 2), 3), (0, (7,), 8), (1, (1,), 2)}
+    assert found == expected == {(0, (1, 2, 3), 4), (1, (1, 2), 3), (0, (7,), 8), (1, (1,), 2), (0, (14,), 15)}
     latest = PromptSet(data, max_history=8, seed=0, split_points=1, latest=True)
-    assert sorted(latest.visit(0, len(latest)).targets.tolist()) == [3, 5, 9, 12]
+    assert sorted(latest.visit(0, len(latest)).targets.tolist()) == [3, 5, 9, 12, 15]
     assert ((batch.seeds >= 0) & (batch.seeds < 2**31)).all()
     assert len(set(batch.seeds.tolist())) == len(batch.seeds)
 

@@ -199,5 +199,5 @@ def test_data_without_any_window_is_a_users_error(
     tiny_data: PreparedData, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     data = replace(tiny_data, sequences=Ragged.from_rows([[1, 2, 3]]))
-    with pytest.raises(UserError, match="no user has two training items"):
+    with pytest.raises(UserError, match="nobody has two training items"):
         trainer_for(data, tiny_tokenizer)

@@ -218,7 +218,7 @@ def _delimited_source(path: Path) -> Path | io.BytesIO:
     """The file itself, or its content where that is compressed, starts with a byte order mark or is not text."""
     with path.open("rb") as file:
         start = file.read(8)
-    if _is_gzip(path, start) or start.startswith((_BOM, *_FOREIGN)):
+    if not start or _is_gzip(path, start) or start.startswith((_BOM, *_FOREIGN)):
         return io.BytesIO(read_bytes(path).removeprefix(_BOM))
     return path
 
@@ -305,7 +305,7 @@ def _blame_json(path: Path, schema: Mapping[str, pl.DataType]) -> None:
         if not line.strip():
             continue
         try:
-            record = parse_json(line)
+            record = parse_json(line, constants=False)
         except ValueError as error:
             raise UserError(f"{path}, line {number}: not a JSON object ({error}). Expected one per line.") from None
         if not isinstance(record, dict):

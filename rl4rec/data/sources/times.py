@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
@@ -84,11 +85,12 @@ def parse_times(path: Path, column: pl.Series, lines: pl.Series, time_format: st
     )
 
 
-def join_times(parts: Sequence[tuple[Path, pl.Series]]) -> list[pl.Series]:
+def join_times(parts: Sequence[tuple[Path, pl.Series]], column: str) -> list[pl.Series]:
     """The times of several files as one type.
 
     Args:
         parts: files and what `parse_times` returned for them.
+        column: what the files call it, for the message.
 
     Raises:
         UserError: they are of different kinds, numbers of different units, or digits would be lost.
@@ -98,39 +100,41 @@ def join_times(parts: Sequence[tuple[Path, pl.Series]]) -> list[pl.Series]:
         kinds = time_kind(times.dtype), time_kind(other.dtype)
         if kinds[0] != kinds[1]:
             raise UserError(
-                f"{path}: column '{other.name}' holds {_example(other)}, but that of {first} {_example(times)}: "
+                f"{path}: column '{column}' holds {_example(other)}, but that of {first} {_example(times)}: "
                 "times must be of one kind in all files, or their order would be wrong. Convert those of one file."
             )
     if time_kind(times.dtype) != "number":
         return [part for _, part in parts]
-    _require_one_unit(parts)
+    _require_one_unit(parts, column)
     if not any(part.dtype == pl.Float64 for _, part in parts):
         return [part for _, part in parts]
     for path, part in parts:
         if part.dtype == pl.Int64 and _largest(part) >= _EXACT:
-            other = next(other for other, values in parts if values.dtype == pl.Float64)
+            decimal = next(other for other, values in parts if values.dtype == pl.Float64)
             raise UserError(
-                f"{path}: column '{part.name}' holds whole numbers beyond 2^53, and that of {other} fractions: together "
-                "they would lose digits, and with them their order. Write all as whole numbers."
+                f"{path}: column '{column}' holds whole numbers beyond 2^53, and that of {decimal} fractions: "
+                "together they would lose digits, and with them their order. Write all as whole numbers."
             )
     return [part.cast(pl.Float64) for _, part in parts]
 
 
 def _example(times: pl.Series) -> str:
-    return f"{_WORDS[time_kind(times.dtype)].partition(' ')[2]}s such as {times[0]}"
+    kind, _, note = _WORDS[time_kind(times.dtype)].partition(" ")[2].partition(" (")
+    return f"{kind}s {'(' + note + ' ' if note else ''}such as {times[0]}"
 
 
-def _require_one_unit(parts: Sequence[tuple[Path, pl.Series]]) -> None:
+def _require_one_unit(parts: Sequence[tuple[Path, pl.Series]], column: str) -> None:
     """Refuse files whose numbers differ a thousandfold: seconds beside milliseconds.
 
     Numbers that grow, such as those of orders, have no such gap between one file and the next larger one.
     """
     sizes = sorted(((*_typical(part), path) for path, part in parts), key=lambda size: size[0])
-    for (_, below, lower), (above, _, upper) in zip(sizes, sizes[1:], strict=False):
+    for (_, below, lower), (above, _, upper) in pairwise(sizes):
         if above / below >= _APART:
             raise UserError(
-                f"{upper}: column '{parts[0][1].name}' holds numbers of about {above:.3g}, but that of {lower} of about "
-                f"{below:.3g}: one of them is in another unit (seconds, milliseconds ...). Convert the times of one file."
+                f"{upper}: column '{column}' holds numbers of about {above:.3g}, but that of {lower} of "
+                f"about {below:.3g}: one of them is in another unit (seconds, milliseconds ...). Convert the times of "
+                "one file."
             )
 
 
@@ -177,7 +181,7 @@ def _from_numbers(path: Path, text: pl.Series, lines: pl.Series) -> pl.Series:
     return numbers if numbers.has_nulls() else _exact(path, numbers, lines)
 
 
-def _exact(path: Path, numbers: pl.Series, lines: pl.Series) -> None:
+def _exact(path: Path, numbers: pl.Series, lines: pl.Series) -> pl.Series:
     """Decimals, whole numbers where all are whole; those beyond 2^53 would lose digits, and with them the order."""
     beyond = numbers.abs() >= _EXACT
     if beyond.any():
@@ -222,8 +226,8 @@ def _formatted(path: Path, text: pl.Series, lines: pl.Series, time_format: str) 
             parsed = text.str.strptime(pl.Date, directives, strict=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UserError(
-            f"data.columns.time_format: {shown(time_format)} is no format of a date ({str(error).splitlines()[0][:120]}). "
-            "Write one such as '%d/%m/%Y %H:%M'."
+            f"data.columns.time_format: {shown(time_format)} is no format of a date "
+            f"({str(error).splitlines()[0][:120]}). Write one such as '%d/%m/%Y %H:%M'."
         ) from None
     if parsed.has_nulls():
         row = int(parsed.is_null().arg_true()[0])
@@ -267,17 +271,18 @@ def _one_unit_within(path: Path, numbers: pl.Series, lines: pl.Series) -> pl.Ser
         return numbers
     low, high = (int((sizes == value).arg_true()[0]) for value in (since.min(), since.max()))
     raise UserError(
-        f"{path}: column '{numbers.name}' holds times of different units (seconds, milliseconds ...): {numbers[low]} on "
-        f"line {lines[low]}, {numbers[high]} on line {lines[high]}. Convert some of them."
+        f"{path}: column '{numbers.name}' holds times of different units (seconds, milliseconds ...): {numbers[low]} "
+        f"on line {lines[low]}, {numbers[high]} on line {lines[high]}. Convert some of them."
     )
 
 
 def _in_microseconds(path: Path, column: pl.Series) -> pl.Series:
     assert isinstance(column.dtype, pl.Datetime)
+    unit = column.dtype.time_unit
     if column.dtype.time_zone is not None:
         column = column.dt.convert_time_zone("UTC")
     found = column.dt.cast_time_unit("us")
-    if column.dtype.time_unit == "ns":  # type: ignore[union-attr]
+    if unit == "ns":
         _say_lost(path, column.name, int((column.to_physical() % 1000 != 0).sum()), len(column))
     return found
 
