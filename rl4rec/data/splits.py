@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -92,14 +92,15 @@ def _moment(value: float | str, times: npt.NDArray[Any], kind: str, name: str) -
             f"data.time_split.{name}_from: the times of these data are of kind '{kind}', got the number {value:g}. "
             "Write a date such as '2024-05-01', or a share of the interactions below 1."
         )
-    return times.dtype.type(value)
+    return int(value) if value == int(value) else value
 
 
 def _from_date(text: str, times: npt.NDArray[Any], kind: str, key: str) -> Any:
     moment = datetime.fromisoformat(text)
     if kind == "number":
-        since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-        return times.dtype.type(since * _units_per_second(times, key, text))
+        since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
+        microseconds = since // timedelta(microseconds=1)
+        return -(-microseconds * _units_per_second(times, key, text) // 10**6)  # the first whole number from then on
     if kind == "date" and (moment.tzinfo is not None or moment.time() != datetime.min.time()):
         raise UserError(f"{key}: the times of these data are whole days, got {shown(text)}. Write a date.")
     if kind == "local" and moment.tzinfo is not None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl4rec.data.dataset import PreparedData, Ragged
+from rl4rec.data.splits import Cuts
 from rl4rec.errors import UserError
 from rl4rec.evaluation.protocols import evaluate, evaluate_oracle
 from rl4rec.evaluation.validation import validate
@@ -269,3 +271,33 @@ def test_users_with_fewer_eligible_items_are_ranked_against_those() -> None:
     assert result.ranks["test/sampled4"].to_list() == [0, 0, 0]
     assert result.ranks["valid/sampled4"].to_list() == [0, 0, 2]
     assert result.protocol["negatives"]["users_with_fewer"] == 3
+
+
+def test_folds_of_different_users() -> None:
+    """By time: user 0 has both targets, user 1 only a validation one, user 2 only a test one, user 3 none."""
+    data = replace(
+        prepared([[0, 1, 2, 3], [1, 2], [2, 3], [4, 5]], 6),
+        cuts=Cuts(np.array([1, 1, 1, 2]), np.array([2, 2, 1, 2])),
+    )
+    weights = np.random.default_rng(5).random((6, 6)).astype(np.float32)
+    result = evaluate("x", Scored(table_scorer(weights)), data, HAND_PARAMS)
+    assert result.ranks["user_row"].to_list() == [0, 1, 2]
+    assert result.ranks["valid/full"].is_null().to_list() == [False, False, True]
+    assert result.ranks["test/full"].is_null().to_list() == [False, True, False]
+    assert result.users_of("test").to_list() == [0, 2] == result.slates["user_row"].to_list()
+    for fold, places in (("valid", [0, 1]), ("test", [0, 2])):
+        alone = data.split(fold)
+        expected = []
+        for row, target in enumerate(alone.targets):
+            scores = table_scorer(weights)([alone.history[row]])[0].numpy()
+            unseen = [item for item in range(6) if item not in alone.history[row]]
+            expected.append(brute_rank(scores, target, unseen))
+        assert result.ranks_of(f"{fold}/full").tolist() == expected
+        assert result.ranks[f"{fold}/full"].gather(places).to_list() == expected
+        assert result.metrics[f"{fold}/full/hit@1"] == np.mean([rank < 1 for rank in expected])
+    assert result.protocol["targets"] == {"valid": 2, "test": 2}
+    # negatives are the same for a user's two targets
+    whole = evaluate("x", Scored(table_scorer(weights)), replace(data, cuts=Cuts(*np.array([[1] * 4, [2, 1, 1, 1]]))),
+                     HAND_PARAMS)  # fmt: skip
+    assert whole.protocol["negatives"]["digest"] != result.protocol["negatives"]["digest"]  # of other users
+    assert whole.ranks["test/sampled2"][0] == result.ranks["test/sampled2"][0]
