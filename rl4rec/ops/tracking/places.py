@@ -36,7 +36,7 @@ _TO_QUOTE = re.compile(r"[%?#;\t\r\n]")  # what means more than itself in a URI
 
 
 def mend_places(file: Path, root: Path = Path()) -> bool:
-    """Make the places in a database name the present folder, in one transaction; True: some were changed.
+    """Make the places in a database name the present folder, in one transaction; True: there were others.
 
     Args:
         file: the database, which is there.
@@ -57,7 +57,7 @@ def mend_places(file: Path, root: Path = Path()) -> bool:
         return False
     for old, (mended, elsewhere) in zip(olds, changed, strict=True):
         _report(old, mended, elsewhere, root)
-    return any(mended for mended, _ in changed)
+    return bool(olds)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _files_are_here(connection: sqlite3.Connection, folder: Path, experiment: in
 
 
 def _mend(connection: sqlite3.Connection, old: _Old, root: Path) -> tuple[int, int]:
-    """Change the places below an old folder; how many, and how many have their files there only."""
+    """Change the places below an old folder; how many to tell of, and how many have their files there only."""
     mended = elsewhere = 0
     for table, column in _PLACES:
         if not _has(connection, table):
@@ -144,7 +144,8 @@ def _mend(connection: sqlite3.Connection, old: _Old, root: Path) -> tuple[int, i
             elsewhere += only_there
             if old.copied or table == "experiments" or not only_there:
                 change = f"UPDATE {table} SET {column} = ? WHERE {column} = ?"
-                mended += connection.execute(change, (_quoted(target), place)).rowcount
+                connection.execute(change, (_quoted(target), place))
+                mended += path != old.folder / _RUNS / "0"  # MLflow's own experiment, which has nothing
     return mended, elsewhere
 
 
