@@ -80,6 +80,7 @@ def serve(
 
 def _recommender(model: str, root: Path) -> Recommender:
     """The policy of a folder (whose vocabulary is that of the prepared data) or of MLflow."""
+    import contextlib
     import tempfile
 
     params = load_params(root / "params.yaml")
@@ -97,6 +98,6 @@ def _recommender(model: str, root: Path) -> Recommender:
     from rl4rec.ops.download import download_policy
     from rl4rec.ops.tracking import use_server
 
-    use_server(params.tracking, root, patient=True)
-    with tempfile.TemporaryDirectory() as scratch:
+    with contextlib.chdir(root), tempfile.TemporaryDirectory() as scratch:
+        use_server(params.tracking, patient=True)
         return load_recommender(*download_policy(model, Path(scratch)))

@@ -7,6 +7,7 @@ registered model of its own, because making one is the operation that every MLfl
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import tempfile
 from collections.abc import Iterable
@@ -29,9 +30,11 @@ from rl4rec.model.load import weights_digest
 from rl4rec.ops.download import download_policy
 from rl4rec.ops.gate import Decision, Measured, decide
 from rl4rec.ops.measure import comparable, evaluate_elsewhere, measured
-from rl4rec.ops.registry import CHAMPION, DATA, FEEDBACK, REASON, WEIGHTS, Registry
+from rl4rec.ops.registry import CHAMPION, DATA, FEEDBACK, REASON, REPLACED, WEIGHTS, Registry
 from rl4rec.ops.tracking import connect, log_policy_model, named
 from rl4rec.params import Params
+
+logger = logging.getLogger(__name__)
 
 
 def promote(folder: Path, params: Params, *, policy: str | None = None) -> Decision:
@@ -59,10 +62,11 @@ def promote(folder: Path, params: Params, *, policy: str | None = None) -> Decis
         registry = Registry(client, params.tracking.registered_model)
         with registry.lock():
             champion = registry.version(CHAMPION)
-            if champion is not None and (champion.tags.get(WEIGHTS), champion.tags.get(DATA)) == (
-                weights,
-                data.data_hash,
-            ):
+            again = _is_of(champion, weights, data.data_hash)
+            lost = None if champion is None else _lost(champion, weights if again else None)
+            if lost is not None:
+                logger.warning("the champion cannot be served: %s", lost)
+            elif again and champion is not None:
                 return Decision(False, f"{name} is the champion already (version {champion.version})")
             feedback = "latest" if "latest" in (params.sft.feedback, params.rl.feedback) else "training"
             tags = _lineage(folder) | {
@@ -73,12 +77,18 @@ def promote(folder: Path, params: Params, *, policy: str | None = None) -> Decis
                 for file in (folder / "metrics" / f"{name}.json", folder / "ranks" / f"{name}.parquet"):
                     mlflow.log_artifact(str(file), "evaluation")
                 version = registry.add(model, run.info.run_id, tags)
-                theirs = None if champion is None else _champion(champion, evaluations[name], data, params)
-                decision = decide(ours, theirs, gate, params.compare)
+                if again and champion is not None:
+                    gone = f"the files of version {champion.version} are lost"
+                    decision = Decision(True, f"{name} is the champion, but {gone}")
+                    replaced = champion.tags.get(REPLACED)  # nobody wants back what is lost
+                else:
+                    theirs = None if champion is None else _champion(champion, evaluations[name], data, params)
+                    decision = decide(ours, theirs, gate, params.compare)
+                    replaced = None if champion is None else str(champion.version)
                 _record(decision)
                 registry.tag(version, REASON, f"{'promoted' if decision.promoted else 'refused'}: {decision.reason}")
                 if decision.promoted:
-                    registry.crown(version, replaced=champion)
+                    registry.crown(version, replaced=replaced)
                 return decision
     except MlflowException as error:
         raise UserError(_unavailable(error)) from None
@@ -90,7 +100,12 @@ def roll_back(params: Params) -> tuple[str, str]:
         client, _ = connect(params.tracking, patient=True)
         registry = Registry(client, params.tracking.registered_model)
         with registry.lock():
-            return registry.roll_back()
+            moved = registry.roll_back()
+            champion = registry.version(CHAMPION)
+            lost = None if champion is None else _lost(champion, None)
+            if lost is not None:
+                logger.warning("the champion cannot be served: %s", lost)
+            return moved
     except MlflowException as error:
         raise UserError(_unavailable(error)) from None
 
@@ -130,6 +145,26 @@ def _require_telling(evaluation: Evaluation, key: str) -> None:
             f"before, and {key} counts each as missed. Set it to "
             f"{metric_key(*metric._replace(protocol='full_unmasked'))}"
         )
+
+
+def _is_of(version: ModelVersion | None, weights: str, data_hash: str) -> bool:
+    """Whether a version has these weights, trained on these data."""
+    return version is not None and (version.tags.get(WEIGHTS), version.tags.get(DATA)) == (weights, data_hash)
+
+
+def _lost(version: ModelVersion, weights: str | None) -> str | None:
+    """Why a version cannot be served; None: its files are there, and if `weights` are given, hold them."""
+    address = f"models:/{version.name}/{version.version}"
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            if weights is None and any(file.path == "MLmodel" for file in mlflow.artifacts.list_artifacts(address)):
+                return None
+            policy, _ = download_policy(address, Path(scratch))
+        except (UserError, MlflowException) as error:
+            return str(error)
+        if weights not in (None, weights_digest(policy)):
+            return f"{address}: its weights are not those that were registered"
+    return None
 
 
 def _champion(version: ModelVersion, candidate: Evaluation, data: PreparedData, params: Params) -> Measured:

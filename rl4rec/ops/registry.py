@@ -49,10 +49,10 @@ class Registry:
         self._client.set_registered_model_alias(self._name, CANDIDATE, version.version)
         return version
 
-    def crown(self, version: ModelVersion, *, replaced: ModelVersion | None) -> None:
-        """Make a version the champion, and remember which one it replaces."""
+    def crown(self, version: ModelVersion, *, replaced: str | None) -> None:
+        """Make a version the champion, and remember to which one `roll_back` goes."""
         if replaced is not None:
-            self.tag(version, REPLACED, str(replaced.version))
+            self.tag(version, REPLACED, replaced)
         self._client.set_registered_model_alias(self._name, CHAMPION, version.version)
 
     def tag(self, version: ModelVersion, key: str, value: str) -> None:

@@ -96,11 +96,13 @@ def _read(path: Path) -> pl.DataFrame:
         raise UserError(f"{path}: no users. Give it a row for each history.")
     for name in {"history", "exclude"} & set(table.columns):
         kind = table.schema[name]
-        if kind == pl.List(pl.Null):  # only empty lists
+        whole = isinstance(kind, pl.List) and kind.inner.is_integer()
+        if whole or kind == pl.List(pl.Null):  # ids that are numbers, or only empty lists
             table = table.with_columns(pl.col(name).cast(_LISTS))
         elif kind not in (_LISTS, pl.List(pl.Categorical)):
             raise UserError(
-                f"{path}: column '{name}' must hold lists of item ids (text), but it holds {kind}. Convert it."
+                f"{path}: column '{name}' must hold lists of item ids (text or whole numbers), but it holds {kind}. "
+                "Convert it."
             )
     taken = {"items", "scores", "unknown"} & set(table.columns)
     if taken:

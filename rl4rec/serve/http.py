@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 
 import uvicorn
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -24,16 +24,16 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rl4rec.errors import UserError
-from rl4rec.serve.recommender import InvalidRequest, Recommender
+from rl4rec.serve.recommender import InvalidRequest, Recommender, id_text
 
 MAX_BODY = 2**20  # bytes
 MAX_CONNECTIONS = 512  # beyond them requests get status 503
 
 _FORM = (
     '{"dataframe_records": [{"history": ["id", ...], "exclude": ["id", ...]}, ...], "params": {"k": 10}}, where '
-    "exclude and params may be left out"
+    "exclude and params may be left out, and an id is text or a whole number"
 )
-_Ids = Annotated[list[str], Field(fail_fast=True)]
+_Ids = Annotated[list[Annotated[str, BeforeValidator(id_text)]], Field(fail_fast=True)]
 
 
 class _Part(BaseModel):
@@ -81,7 +81,7 @@ def answer(recommender: Recommender, body: bytes) -> bytes:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(map(str, first["loc"])) or "the request"
         wrong = {"model_type": "should be an object", "extra_forbidden": "not expected here"}
-        message = wrong.get(first["type"], first["msg"])
+        message = wrong.get(first["type"], first["msg"].removeprefix("Value error, "))
         raise InvalidRequest(f"{place[:100]}: {message[:200]}. Expected {_FORM}") from None
     except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
         raise InvalidRequest(f"expected a JSON object in UTF-8 ({str(error)[:200]})") from None

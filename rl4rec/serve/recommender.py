@@ -26,6 +26,9 @@ MAX_ROWS, MAX_LISTED = 10_000, 200_000  # histories of one served request, and i
 _BATCH = 1024  # histories read at once
 
 
+ItemId = str | int  # a whole number stands for its digits, as in the data
+
+
 class InvalidRequest(ValueError):
     """Whoever asked must ask differently; the message says what was expected."""
 
@@ -47,8 +50,9 @@ class Recommendation(NamedTuple):
 class Recommender:
     """Ranks the catalogue for histories of raw item ids, oldest first.
 
-    Ids outside the catalogue are ignored (and named in the answer); a history without a known id gets the most popular
-    items, scored by their count. Items of the history are never shown again, unless the policy was trained with
+    An id may be given as a whole number: `12` is `"12"`, as in data whose ids are numbers. Ids outside the catalogue
+    are ignored (and named in the answer); a history without a known id gets the most popular items, scored by their
+    count. Items of the history are never shown again, unless the policy was trained with
     `mask_seen: false`.
 
     Args:
@@ -65,7 +69,7 @@ class Recommender:
 
     @torch.no_grad()
     def recommend(
-        self, histories: Sequence[Sequence[str]], *, k: int, exclude: Sequence[Sequence[str]] | None = None
+        self, histories: Sequence[Sequence[ItemId]], *, k: int, exclude: Sequence[Sequence[ItemId]] | None = None
     ) -> list[Recommendation]:
         """The k best items of each history.
 
@@ -78,7 +82,7 @@ class Recommender:
             One list a history, best first.
 
         Raises:
-            InvalidRequest: k is out of range, or what should be a list of text is not, or is too long.
+            InvalidRequest: k is out of range, or what should be a list of ids is not, or is too long.
         """
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(self.item_ids):
             raise InvalidRequest(
@@ -92,7 +96,7 @@ class Recommender:
         return answers
 
     def answer(
-        self, histories: Sequence[Sequence[str]], *, k: int, exclude: Sequence[Sequence[str]] | None = None
+        self, histories: Sequence[Sequence[ItemId]], *, k: int, exclude: Sequence[Sequence[ItemId]] | None = None
     ) -> list[Recommendation]:
         """`recommend` for a server: no request may take long or have a huge answer.
 
@@ -135,20 +139,32 @@ class Recommender:
             for row in range(len(histories))
         ]
 
-    def _known(self, ids: Sequence[str]) -> tuple[IntArray, list[str]]:
+    def _known(self, ids: Sequence[ItemId]) -> tuple[IntArray, list[str]]:
         """Indices of the known ids, and the others."""
         if not isinstance(ids, list | tuple) or len(ids) > MAX_IDS:
             raise InvalidRequest(f"expected a list of at most {MAX_IDS} item ids, got {_short(ids)}")
         found, unknown = [], []
         for item in ids:
-            if not isinstance(item, str):
-                raise InvalidRequest(f"an item id must be text, got {_short(item)}")
-            row = self._index.get(item)
+            name = id_text(item)
+            row = self._index.get(name)
             if row is None:
-                unknown.append(item)
+                unknown.append(name)
             else:
                 found.append(row)
         return np.array(found, dtype=np.int64), unknown
+
+
+def id_text(item: object) -> str:
+    """An item id as the data have it: text, and of a whole number its digits.
+
+    Raises:
+        InvalidRequest: it is something else: a truth value, a fraction, null.
+    """
+    if isinstance(item, str):
+        return item
+    if isinstance(item, int | np.integer) and not isinstance(item, bool) and -(2**63) <= item < 2**64:
+        return str(item)
+    raise InvalidRequest(f"an item id must be text or a whole number, got {_short(item)}")
 
 
 def _short(value: object) -> str:

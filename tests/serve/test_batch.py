@@ -49,11 +49,29 @@ def test_missing_histories_are_empty_ones(recommender: Recommender, tmp_path: Pa
     assert pl.read_parquet(tmp_path / "o.parquet")["items"][0].to_list() == ["i1", "i2"]  # by popularity, without i0
 
 
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_whole_numbers_are_ids(tiny_policy: SlatePolicy, tmp_path: Path, form: str) -> None:
+    recommender = Recommender(tiny_policy, [str(item) for item in range(24)], np.arange(24))
+    table, source = pl.DataFrame({"history": [[3, 4], []], "exclude": [[5], [99]]}), tmp_path / f"users.{form}"
+    table.write_parquet(source) if form == "parquet" else table.write_ndjson(source)
+    recommend_file(recommender, source, tmp_path / "lists.parquet", k=4)
+    found = pl.read_parquet(tmp_path / "lists.parquet")
+    expected = recommender.recommend([["3", "4"], []], k=4, exclude=[["5"], ["99"]])
+    assert found["items"].to_list() == [answer.items for answer in expected]
+    assert found["unknown"].to_list() == [[], ["99"]]
+
+
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
         ({"items": [["i1"]]}, "u.parquet", "no column 'history'. The file has: items"),
-        ({"history": [[1, 2]]}, "u.parquet", r"'history' must hold lists of item ids \(text\), but it holds List"),
+        (
+            {"history": [[0.5]]},
+            "u.parquet",
+            r"'history' must hold lists of item ids \(text or whole.*, but it holds List",
+        ),
+        ({"history": [[True]]}, "u.parquet", r"but it holds List\(Boolean\)"),
+        ({"history": [1, 2]}, "u.parquet", "but it holds Int64"),
         ({"history": ["i1 i2"]}, "u.parquet", "must hold lists of item ids"),
         ({"history": [["i1"]], "exclude": [1]}, "u.parquet", "column 'exclude' must hold lists"),
         ({"history": [["i1"]], "scores": [1.0]}, "u.parquet", "column 'scores' would be overwritten"),

@@ -30,6 +30,7 @@ from tests.servers import free_port, model_server
 
 ROOT = Path(__file__).parents[2]
 ITEMS = [f"i{item}" for item in range(24)]
+ITEMS[6:8] = "12", "-7"  # as of data whose ids are whole numbers
 JSON = {"Content-Type": "application/json"}
 SERVERS = ("rl4rec", "mlflow")
 
@@ -142,6 +143,29 @@ def test_good_requests(addresses: dict[str, str], recommender: Recommender, serv
     assert first == expected.items[:9] and second == expected.items[1:10]
 
 
+@pytest.mark.parametrize("server", SERVERS)
+def test_whole_numbers_are_ids(addresses: dict[str, str], recommender: Recommender, server: str) -> None:
+    (expected,) = recommender.recommend([["i3", "12", "-7"]], k=5, exclude=[["i5", "99"]])
+    assert expected.unknown == ["99"]
+    for body in (
+        records({"history": ["i3", 12, -7], "exclude": ["i5", 99]}, k=5),
+        json.dumps(
+            {
+                "dataframe_split": {"columns": ["history", "exclude"], "data": [[["i3", 12, -7], ["i5", 99]]]},
+                "params": {"k": 5},
+            }
+        ),
+    ):
+        status, text = send(addresses[server], body)
+        assert status == 200, text
+        (found,) = json.loads(text)["predictions"]
+        assert (found["items"], found["unknown"]) == (expected.items, ["99"])
+    (numbers,) = recommender.recommend([["12", "-7"]], k=5)
+    status, text = send(addresses[server], one([12, -7], k=5))
+    assert (status, json.loads(text)["predictions"][0]["items"]) == (200, numbers.items)
+
+
+NO_ID = "an item id must be text or a whole number, got "
 # name: body, what rl4rec's message says, what MLflow's does
 BAD: dict[str, tuple[str | bytes, str, str]] = {
     "empty body": ("", "expected a JSON object", "valid JSON"),
@@ -160,18 +184,19 @@ BAD: dict[str, tuple[str | bytes, str, str]] = {
     "text for a history": (one("i3"), "history: Input should be a valid list", "expected a list"),
     "an object for a history": (one({"i3": 1}), "history: Input should be a valid list", "expected a list"),
     "null for a history": (one(None), "history: Input should be a valid list", "expected a list"),
-    "numbers for ids": (one([3, 4]), "history.0: Input should be a valid string", "must be text, got 3"),
-    "one number among ids": (one(["i3", 4]), "history.1: Input should be a valid string", "must be text, got 4"),
-    "null for an id": (one(["i3", None]), "history.1: Input should be a valid string", "must be text, got None"),
-    "a list for an id": (one([["i3"]]), "history.0: Input should be a valid string", "must be text, got a list"),
-    "NaN for an id": ('{"dataframe_records": [{"history": [NaN]}]}', "JSON, which has no NaN", "must be text, got nan"),
+    "a fraction for an id": (one([3.0, 4]), f"history.0: {NO_ID}3.0", f"{NO_ID}3.0"),
+    "a truth value among ids": (one(["i3", True]), f"history.1: {NO_ID}True", f"{NO_ID}True"),
+    "a number of 100 digits": (one([10**100]), f"history.0: {NO_ID}a huge number", f"{NO_ID}a huge number"),
+    "null for an id": (one(["i3", None]), f"history.1: {NO_ID}None", f"{NO_ID}None"),
+    "a list for an id": (one([["i3"]]), f"history.0: {NO_ID}a list", f"{NO_ID}a list"),
+    "NaN for an id": ('{"dataframe_records": [{"history": [NaN]}]}', "JSON, which has no NaN", f"{NO_ID}nan"),
     "lists in lists": (
         one(json.loads("[" * 400 + "]" * 400)),
-        "history.0: Input should be",
-        "must be text, got a list",
+        f"history.0: {NO_ID}a list",
+        f"{NO_ID}a list",
     ),
     "text to exclude": (records({"history": [], "exclude": "i3"}), "exclude: Input should be", "expected a list"),
-    "numbers to exclude": (records({"history": [], "exclude": [3]}), "exclude.0: Input", "must be text, got 3"),
+    "fractions to exclude": (records({"history": [], "exclude": [0.5]}), f"exclude.0: {NO_ID}0.5", f"{NO_ID}0.5"),
     "k is 0": (one([], k=0), "whole number from 1 to 24", "whole number from 1 to 24"),
     "k is negative": (one([], k=-1), "whole number from 1 to 24", "whole number from 1 to 24"),
     "k is large": (one([], k=25), "whole number from 1 to 24", "whole number from 1 to 24"),

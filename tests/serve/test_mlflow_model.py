@@ -120,15 +120,27 @@ def test_excluded_items_are_hidden_where_seen_ones_are_not() -> None:
         ("AB", "expected a list of at most 100000 item ids, got 'AB'"),
         (None, "expected a list"),
         ({"A": 1}, "got a dict of 1"),
-        (["A", 7], "must be text, got 7"),
-        (["A", None], "must be text, got None"),
-        (["A", ["B"]], "must be text, got a list of 1"),
+        (["A", 7.0], "must be text or a whole number, got 7.0"),
+        (["A", True], "must be text or a whole number, got True"),
+        (["A", np.True_], "must be text or a whole number, got "),
+        (["A", 2**64], "must be text or a whole number, got a huge number"),
+        (["A", None], "must be text or a whole number, got None"),
+        (["A", ["B"]], "must be text or a whole number, got a list of 1"),
         (["A"] * 100_001, "at most"),
     ],
 )
 def test_what_is_not_a_list_of_ids_is_refused(history: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model().recommender.recommend([history], k=1)
+
+
+def test_whole_numbers_stand_for_their_digits() -> None:
+    served = PolicyModel()
+    served.recommender = Recommender(Known(True), ["7", "-8", "C", "D", str(2**64 - 1)], np.array([5, 1, 9, 1, 2]))
+    for history in (["7", "-8"], [7, -8], ["7", -8], np.array([7, -8]), np.array([7, -8], dtype=np.int16)):
+        (found,) = served.predict(pd.DataFrame({"history": [history], "exclude": [[2**64 - 1]]}), {"k": 5})["items"]
+        assert found == ["C", "D"]
+    assert served.recommender.recommend([[np.int64(7), 9]], k=1)[0].unknown == ["9"]
 
 
 def test_too_many_histories_are_refused() -> None:

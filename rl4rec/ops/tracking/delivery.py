@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rl4rec.data.dataset import PreparedData, load_prepared
 from rl4rec.errors import UserError
 from rl4rec.model.load import weights_digest
+from rl4rec.ops.tracking.database import UnfitDatabase
 from rl4rec.ops.tracking.model import log_policy_model
 from rl4rec.ops.tracking.notes import NOTES
 from rl4rec.ops.tracking.settings import PIPELINE_TAG
@@ -188,6 +189,8 @@ def is_lasting(error: Exception) -> bool:
     """Whether an operation would fail again for the same reason, on a server that is well."""
     from mlflow.exceptions import MlflowException
 
+    if isinstance(error, UnfitDatabase):
+        return False  # all of it can go there once the database is mended
     if isinstance(error, MlflowException):
         return error.error_code in _LASTING
     if isinstance(error, OSError):  # requests' errors are of this class too

@@ -33,7 +33,7 @@ def log_policy_model(folder: Path, data: PreparedData) -> ModelInfo:
 
     package = Path(__file__).parents[2]
     strings, doubles = Array(DataType.string), Array(DataType.double)
-    # The model checks its lists itself: declared as arrays of strings, MLflow 3.17 would turn numbers and null into
+    # The model checks its lists itself: declared as arrays of strings, MLflow 3.17 would turn fractions and null into
     # text, refuse requests that exclude items for some histories only, and take ten times as long over it.
     anything = AnyType()  # type: ignore[no-untyped-call]
     signature = ModelSignature(

@@ -19,6 +19,7 @@ from rl4rec._console import Progress, redact
 from rl4rec._process import FOLDER
 from rl4rec.data.dataset import PreparedData
 from rl4rec.errors import UserError
+from rl4rec.ops.tracking.database import UnfitDatabase
 from rl4rec.ops.tracking.delivery import METRICS_A_REQUEST, Delivery, Operation, is_lasting
 from rl4rec.ops.tracking.outbox_files import OutboxFiles
 from rl4rec.ops.tracking.server import answers, connect, server_address
@@ -139,7 +140,8 @@ class Outbox:
 
     def _pause(self, error: Exception, *, first: bool) -> None:
         if first:
-            logger.warning("MLflow does not answer, training goes on: %s", _short(error))
+            what = "cannot use its database" if isinstance(error, UnfitDatabase) else "does not answer"
+            logger.warning("MLflow %s, training goes on: %s", what, _short(error))
         with self._changed:
             was_closed, self._failed = self._closed, True
             self._changed.notify_all()
@@ -230,10 +232,10 @@ def sync(params: TrackingParams, root: Path = ROOT) -> int:
             for number, path in enumerate(paths, start=1)
         )
     except Exception as error:
-        address = redact(server_address(params))
+        address, mended = redact(server_address(params)), isinstance(error, UnfitDatabase)
         raise UserError(
             f"MLflow at {address} did not take everything, the rest stays: {_short(error)}. "
-            "Run `rl4rec sync` again when it answers"
+            f"Run `rl4rec sync` again when it {'is mended' if mended else 'answers'}"
         ) from None
 
 
@@ -252,4 +254,5 @@ def _merged(batch: Sequence[Entry]) -> Entry:
 
 
 def _short(error: Exception) -> str:
-    return redact(str(error) or type(error).__name__).split("\n")[0][:300]
+    text = redact(str(error) or type(error).__name__).split("\n")[0]
+    return text if isinstance(error, UserError) else text[:300]  # ours say at the end what to do

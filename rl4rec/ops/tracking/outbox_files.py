@@ -1,6 +1,6 @@
 """The files of an outbox.
 
-`<name>.jsonl`   the operations of one run, one JSON object a line, as they came
+`<name>.jsonl`   the operations of one run, one JSON object a line, as they came; paths start at the project
 `<name>.sent`    how many of them the server has taken, and the id of the run there
 `<name>.lock`    held by the process whose run it is; the system gives it back when that process dies
 `silent-since`   its time of change is when a server did not answer last
@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -22,6 +22,7 @@ from rl4rec.ops.tracking.delivery import Operation
 
 logger = logging.getLogger("rl4rec.tracking")
 
+_PATHS = {"artifact": ("path",), "policy": ("folder", "data"), "dataset": ("folder",)}  # of each operation's files
 _SILENT_SECONDS = 300.0  # after which a server that did not answer is waited for again
 
 
@@ -31,6 +32,7 @@ class OutboxFiles:
     def __init__(self, folder: Path, name: str) -> None:
         folder = folder.resolve()  # the working directory may change
         self.folder, self.name = folder, name
+        self._project = folder.parents[1]  # may be moved while an outbox waits
         self._lines, self._sent = folder / f"{name}.jsonl", folder / f"{name}.sent"
         self._silent = folder / "silent-since"
         self._lock = FileLock(folder / f"{name}.lock", timeout=0, thread_local=False)  # the sending thread releases it
@@ -48,7 +50,7 @@ class OutboxFiles:
         """Add a line."""
         if self._file is not None:
             with _tolerated():
-                self._file.write(json.dumps(operation, default=str) + "\n")
+                self._file.write(json.dumps(_each_path(operation, self._from_project), default=str) + "\n")
                 self._file.flush()
 
     def read(self) -> tuple[list[Operation], str | None]:
@@ -56,13 +58,17 @@ class OutboxFiles:
         operations: list[Operation] = []
         with contextlib.suppress(OSError), self._lines.open(encoding="utf-8", errors="replace") as file:
             for line in file:
-                with contextlib.suppress(ValueError):
-                    operations.append(json.loads(line))
+                with contextlib.suppress(ValueError, TypeError, LookupError):
+                    operations.append(_each_path(json.loads(line), lambda path: str(self._project / path)))
         run_id = None
         with contextlib.suppress(OSError, ValueError, TypeError, LookupError):  # damaged: all is sent once more
             state = json.loads(self._sent.read_text(encoding="utf-8"))
             self._count, run_id = int(state["sent"]), state["run_id"]
         return operations[self._count :], run_id
+
+    def _from_project(self, path: str) -> str:
+        """A path of an operation, from the project's folder on where it is inside."""
+        return str(Path(path).relative_to(self._project)) if Path(path).is_relative_to(self._project) else path
 
     def sent(self, count: int, run_id: str | None) -> None:
         """Note that the server has taken so many more."""
@@ -117,6 +123,12 @@ class OutboxFiles:
             yield True
         finally:
             self.close()
+
+
+def _each_path(operation: Operation, changed: Callable[[str], str]) -> Operation:
+    """An operation with its paths of files changed."""
+    keys = _PATHS.get(operation["do"], ())
+    return operation | {key: changed(operation[key]) for key in keys}
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import logging
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl4rec._console import redact
+from rl4rec.errors import UserError
+from rl4rec.ops.tracking.database import UnfitDatabase, check_version, database_file, make_database
+from rl4rec.ops.tracking.places import mend_places
 from rl4rec.params import TrackingParams
 
 if TYPE_CHECKING:
@@ -36,14 +40,23 @@ _PATIENT = {**_ENVIRONMENT, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP
 def use_server(params: TrackingParams, root: Path = Path(), *, patient: bool = False) -> None:
     """Point MLflow at the server of the environment or the settings, or at the database file below `root`.
 
-    `patient`: for a command that can do nothing without an answer: wait a minute, and ask again.
+    `patient`: for a command that can do nothing without an answer: wait a minute, and ask again. The places of
+    artifacts in a database file are mended where the project was moved (`places`).
+
+    Raises:
+        UserError: the database file is of another MLflow, or cannot be named.
     """
     for key, value in (_PATIENT if patient else _ENVIRONMENT).items():
         os.environ.setdefault(key, value)
     import mlflow
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    mlflow.set_tracking_uri(server_address(params, root))
+    address = server_address(params, root)
+    mlflow.set_tracking_uri(address)
+    file = database_file(address)
+    if file is not None and file.exists():
+        check_version(file)
+        mend_places(file, root)
 
 
 def server_address(params: TrackingParams, root: Path = Path()) -> str:
@@ -51,6 +64,11 @@ def server_address(params: TrackingParams, root: Path = Path()) -> str:
     given = os.environ.get("MLFLOW_TRACKING_URI") or params.uri
     relative = "sqlite:///"
     if root != Path() and given.startswith(relative) and not given.startswith(f"{relative}/"):
+        if re.search("[%?]", str(root.resolve())):  # SQLAlchemy reads the address as if it were quoted, MLflow does not
+            raise UserError(
+                f"{root.resolve()}: from another folder MLflow cannot open a database whose path has % or ? in it. "
+                "Go there and leave out --root, or rename the folder."
+            )
         given = f"{relative}{root.resolve() / given.removeprefix(relative)}"
     return given
 
@@ -73,32 +91,28 @@ def connect(params: TrackingParams, root: Path = Path(), *, patient: bool = Fals
 
     Raises:
         MlflowException: the server does not answer.
+        UserError: its database is of another MLflow.
     """
     use_server(params, root, patient=patient)
     import mlflow
+    from mlflow.exceptions import MlflowException
 
-    _make_database(mlflow.get_tracking_uri())
-    experiment = mlflow.set_experiment(params.experiment)
+    address = mlflow.get_tracking_uri()
+    file = database_file(address)
+    if file is not None:
+        make_database(file)
+    try:
+        experiment = mlflow.set_experiment(params.experiment)
+        if file is not None and mend_places(file, root):  # of a new experiment
+            experiment = mlflow.set_experiment(params.experiment)
+    except MlflowException as error:
+        if "database schema" not in str(error):
+            raise
+        raise UnfitDatabase(
+            f"{redact(address)}: another MLflow than {mlflow.__version__} has written this database. Back it up, "
+            "then run `mlflow db upgrade` with its address"
+        ) from None
     return mlflow.MlflowClient(), str(experiment.experiment_id)
-
-
-def _make_database(address: str) -> None:
-    """Make a database file that is not there yet, in one step.
-
-    MLflow needs seconds to build its tables, and cannot go on with a database whose building was interrupted.
-    """
-    prefix = "sqlite:///"
-    path = Path(address.removeprefix(prefix))
-    if not address.startswith(prefix) or path.exists():
-        return
-    import mlflow
-
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.unlink(missing_ok=True)
-    mlflow.MlflowClient(f"{prefix}{draft}").search_experiments(max_results=1)
-    with contextlib.suppress(FileExistsError):  # another process was faster
-        os.link(draft, path)
-    draft.unlink()
 
 
 @contextlib.contextmanager

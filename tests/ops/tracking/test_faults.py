@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -253,6 +254,34 @@ def test_a_server_back_in_the_middle_gets_the_training_before_its_result(
     join()
     assert only_run(database(workspace)).data.metrics == {"test/full/ndcg_at_10": 0.5}
     assert not list(OUTBOX.glob("*.jsonl"))
+
+
+def test_what_waits_in_a_project_that_is_moved_is_sent_from_there(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.setattr(delivery, "log_policy_model", lambda folder, data: sent.append((folder, data.folder)))
+    monkeypatch.setattr(delivery, "load_prepared", lambda folder: SimpleNamespace(folder=folder))
+    sent: list[tuple[Path, Path]] = []
+    project, outside = workspace / "project", tmp_path_factory.mktemp("outside") / "note.md"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    policy, data = saved(project / "policy", b"1"), prepared(project / "prepared")
+    (project / "report.md").write_text("here")
+    outside.write_text("outside")
+    with refusing() as address:
+        use(monkeypatch, address)
+        with stage_run("sft", PARAMS) as run:
+            run.log_artifact(Path("report.md"))
+            run.log_artifact(outside)
+            run.log_policy(policy, data)
+        join()
+    project.rename(workspace / "moved")
+    monkeypatch.chdir(workspace / "moved")
+    use(monkeypatch, database(workspace))
+    assert sync(PARAMS.tracking) == 1
+    assert sent == [(workspace / "moved" / "policy", workspace / "moved" / "prepared")]
+    found = MlflowClient(database(workspace)).list_artifacts(only_run(database(workspace)).info.run_id)
+    assert [file.path for file in found] == ["note.md", "report.md"]
 
 
 def test_a_disk_that_is_full_costs_the_copy_only(
