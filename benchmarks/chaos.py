@@ -47,6 +47,12 @@ SETTINGS: dict[str, Any] = {
         "grpo": {"batch_size": 8, "num_sample_generations": 4, "num_iterations": 2, "max_steps": 60},
     },
     "evaluate": {"ks": [5], "negatives": 20},
+    "compare": {
+        "gate": {
+            "metric": "test/full/ndcg@5",
+            "guards": {"test/sampled100/ndcg@10": None, "test/full/hit@10": None, "test/full/coverage@10": None},
+        }
+    },
     "tracking": {"system_metrics": False},
 }
 

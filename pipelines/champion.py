@@ -6,6 +6,7 @@ every later run on them. Without new data nothing trains again.
 
 from pathlib import Path
 
+import rl4rec._script  # noqa: F401 - before all that starts threads
 from rl4rec._stage import run_stage
 from rl4rec.ops.champion import fetch_champion, no_champion
 from rl4rec.params import Params

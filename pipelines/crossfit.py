@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import rl4rec._script  # noqa: F401 - before all that starts threads
 from rl4rec import api
 from rl4rec._process import is_main_process
 from rl4rec._stage import run_stage

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import rl4rec._script  # noqa: F401 - before all that starts threads
 from rl4rec._stage import run_variant_stage
 from rl4rec.algorithms import evaluated_keys
 from rl4rec.data.dataset import load_prepared

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import rl4rec._script  # noqa: F401 - before all that starts threads
 from rl4rec import api
 from rl4rec._stage import run_stage
 from rl4rec.data.dataset import load_prepared

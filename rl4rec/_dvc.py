@@ -26,7 +26,10 @@ from rl4rec.params import ALGORITHMS, Params
 # the schema of the settings, whose values are DVC parameters (every one is in params.yaml, which is checked too).
 WITHOUT_INFLUENCE = (
     *(f"rl4rec/{name}.py" for name in ("__init__", "errors", "params", "settings", "serve/mlflow_model")),
-    *(f"rl4rec/{name}.py" for name in ("_io", "_console", "_process", "_launch", "_stage")),
+    *(
+        f"rl4rec/{name}.py"
+        for name in ("_io", "_console", "_process", "_launch", "_experiment", "_stage", "_script", "_threads")
+    ),
     "rl4rec/ops/",
 )
 # Labels, colours and pairs: to a report an input, to all others names of arguments and of stages in messages.

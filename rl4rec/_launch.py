@@ -21,6 +21,7 @@ from pathlib import Path
 
 from rl4rec._console import redact
 from rl4rec._process import is_main_process, settings_to_lower
+from rl4rec._threads import given_threads, usable_processors
 from rl4rec.errors import UserError, shown
 
 VARIABLE = "RL4REC_PROCESSES"
@@ -130,13 +131,9 @@ def _environment(processes: int, folder: Path) -> dict[str, str]:
     """What is set for the processes, beside what torch sets for each."""
     from accelerate.utils import check_cuda_p2p_ib_support
 
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        cores = os.cpu_count() or 1
     variables = {
         _LAUNCHED: f"{os.getpid()} {folder}",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // processes)),
+        "OMP_NUM_THREADS": given_threads() or str(max(1, usable_processors() // processes)),
     }
     if _visible_gpus() == 0:
         variables["ACCELERATE_USE_CPU"] = "1"  # without it every process would take itself for the only one

@@ -33,6 +33,7 @@ from rl4rec._console import (
     verbosity,
     wiped_out,
 )
+from rl4rec._experiment import seen_from_here
 from rl4rec._process import is_main_process, limit_reached, only_one
 from rl4rec.errors import UserError
 from rl4rec.params import Params
@@ -171,7 +172,7 @@ def _run(
         choose_verbosity(quiet=arguments.quiet, verbose=arguments.verbose)
         set_up_process()
         with only_one(name) if is_main_process() and not _launch.launched() else contextlib.nullcontext():
-            params = load_params(arguments.params)
+            params = seen_from_here(load_params(arguments.params))
             processes = _launch.count_processes() if distributed else 1
             if processes > 1:
                 sys.exit(_launch.launch(name, processes))

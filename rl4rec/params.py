@@ -233,6 +233,15 @@ class SFTParams(UpdateParams):
     precision: Precision = "auto"
     seed: Seed = 0
 
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> Self:
+        if self.max_steps is not None and self.warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) must be below max_steps ({self.max_steps}): the learning rate "
+                "would never be reached"
+            )
+        return self
+
 
 # --- rl ------------------------------------------------------------------------------------------
 
@@ -289,6 +298,15 @@ class RolloutParams(UpdateParams):
         """Effective batch: prompts x generations x accumulation."""
         return self.batch_size * self.num_sample_generations * self.gradient_accumulation_steps
 
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.max_steps is not None and self.num_epochs is not None:
+            raise ValueError(
+                f"max_steps ({self.max_steps}) and num_epochs ({self.num_epochs:g}) both say how long to train: "
+                "set one of them to null"
+            )
+        return self
+
 
 class PPOParams(RolloutParams):
     """Proximal policy optimisation (Schulman et al. 2017)."""
@@ -315,6 +333,15 @@ class PPOParams(RolloutParams):
         if self.batch_size % self.mini_batch_size:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be divisible by mini_batch_size ({self.mini_batch_size})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adaptive_control_has_a_start(self) -> Self:
+        if self.kl_control == "adaptive" and self.kl_coef == 0:
+            raise ValueError(
+                "kl_control: adaptive multiplies kl_coef, which is 0 and would stay 0: "
+                "set kl_coef to a start such as 0.1, or kl_control: fixed"
             )
         return self
 
@@ -383,6 +410,15 @@ class RLParams(Section):
             )
         return self
 
+    def count_steps(self, params: RolloutParams, *, prompts: int) -> int:
+        """Steps, one rollout each: `max_steps`, or from `num_epochs` over the prompts, or the budget of slates."""
+        if params.max_steps is not None:
+            return params.max_steps
+        slates = self.num_slates
+        if params.num_epochs is not None:
+            slates = round(params.num_epochs * prompts) * params.num_sample_generations
+        return max(1, round(slates / params.slates_per_step))
+
 
 # The sections of `rl` that belong to one algorithm each: ppo, grpo, sft_continued.
 ALGORITHMS = tuple(name for name, field in RLParams.model_fields.items() if isinstance(field.default, UpdateParams))
@@ -409,6 +445,37 @@ class EvaluateParams(Section):
             )
         return self
 
+    def missing(self, key: str) -> str | None:
+        """Why a figure is none that an evaluation has, with what to write; None if it is one.
+
+        Args:
+            key: such as `test/full/ndcg@10`.
+        """
+        fold, protocol, metric, cutoff = re.fullmatch(METRIC_KEY, key).groups()  # type: ignore[union-attr]
+        sampled, k = f"sampled{self.negatives}", int(cutoff)
+        if protocol.startswith("sampled") and protocol != sampled:
+            return (
+                f"evaluate.negatives is {self.negatives}: write {fold}/{sampled}/{metric}@{cutoff}, or set "
+                f"evaluate.negatives: {protocol.removeprefix('sampled')}"
+            )
+        known = _METRICS["sampled" if protocol == sampled else protocol]
+        if metric not in known:
+            return f"{protocol} has no {metric}: choose one of {', '.join(known)}"
+        ks = [each for each in self.ks if metric != "diversity" or each <= DIVERSITY_K]
+        if k not in ks:
+            why = f", and diversity is measured up to {DIVERSITY_K}" if metric == "diversity" else ""
+            return f"evaluate.ks is {list(self.ks)}{why}: write a cut-off of those, or add {k} to evaluate.ks"
+        return None
+
+
+DIVERSITY_K = 10  # the largest cut-off that diversity is measured at: pairs grow with the square
+_ACCURACY = ("ndcg", "hit", "mrr")
+_SHOWN = ("coverage", "popularity", "popularity_percentile")
+_METRICS = {  # what an evaluation has, by protocol
+    "full": (*_ACCURACY, *_SHOWN, "diversity"),
+    "full_unmasked": (*_ACCURACY, *_SHOWN),
+    "sampled": _ACCURACY,
+}
 
 # Names of figures, which `rl4rec/metrics.py` makes and takes apart.
 METRIC_KEY = r"(valid|test)/(full|full_unmasked|sampled[0-9]+)/([a-z_]+)@([0-9]{1,9})"
@@ -421,7 +488,23 @@ def _check_metric_key(value: str) -> str:
     return value
 
 
+def _check_direction(value: str) -> str:
+    if re.search(r"/popularity(_percentile)?@", value):
+        raise ValueError("neither more nor less popularity is better, so no gate can judge by it: choose another")
+    return value
+
+
+def _without_nulls(value: object) -> object:
+    """Guards without those that are null: settings put over others take one away so."""
+    if not isinstance(value, dict):
+        return value
+    for key in value:
+        _check_metric_key(str(key))
+    return {key: allowed for key, allowed in value.items() if allowed is not None}
+
+
 Figure = Annotated[str, AfterValidator(_check_metric_key)]
+Judged = Annotated[Figure, AfterValidator(_check_direction)]
 Trained = Annotated[str, AfterValidator(lambda value: check_choice(value, trained_keys()))]
 
 
@@ -429,13 +512,21 @@ class GateParams(Section):
     """What a candidate must show before it replaces the champion (`rl4rec promote`); changes are relative."""
 
     candidates: Annotated[tuple[Trained, ...], Field(min_length=1)] = ("ppo", "grpo")
-    metric: Figure = "test/full/ndcg@10"
+    metric: Judged = "test/full/ndcg@10"
     margin: Annotated[Float, Field(ge=-1, le=1)] = 0.0
-    guards: dict[Figure, Annotated[Float, Field(ge=0, le=1)]] = {
+    guards: Annotated[dict[Judged, Annotated[Float, Field(ge=0, le=1)]], BeforeValidator(_without_nulls)] = {
         "test/sampled100/ndcg@10": 0.01,
         "test/full/hit@10": 0.02,
         "test/full/coverage@10": 0.15,
     }
+
+    @model_validator(mode="after")
+    def _guards_are_others(self) -> Self:
+        if self.metric in self.guards:
+            raise ValueError(
+                f"metric and guards both have {self.metric}, which margin judges already: take it out of guards"
+            )
+        return self
 
 
 class CompareParams(Section):
@@ -494,4 +585,63 @@ class Params(Section):
             raise ValueError("policy.generation: autoregressive needs rl.crossfit.split_points: 0")
         if self.policy.generation == "autoregressive" and self.rl.k > SLATE_ROOM:
             raise ValueError(f"rl.k ({self.rl.k}) must be at most {SLATE_ROOM} with policy.generation: autoregressive")
+        return self
+
+    @model_validator(mode="after")
+    def _slate_fits_the_simulated_shop(self) -> Self:
+        most = self.data.simulated.items - int(self.policy.mask_seen)  # a history has an item at least
+        if self.data.source == "simulated" and self.rl.k > most:
+            raise ValueError(
+                f"rl.k ({self.rl.k}) must be at most {most}: the simulated shop has {self.data.simulated.items} items "
+                "(data.simulated.items), and a slate holds different ones, none that the user took"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gate_judges_what_is_measured(self) -> Self:
+        gate = self.compare.gate
+        named = {gate.metric: "metric"} | dict.fromkeys(gate.guards, "guards")
+        found = [(key, place, self.evaluate.missing(key)) for key, place in named.items()]
+        problems = [f"compare.gate.{place}: {key} is not measured. {why}" for key, place, why in found if why]
+        if "latest" in (self.sft.feedback, self.rl.feedback):
+            problems += [
+                f"compare.gate.{place}: {key} is of the validation targets, which feedback: latest trains on. "
+                "Write one of fold test"
+                for key, place in named.items()
+                if key.startswith("valid/")
+            ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_a_choice(self) -> Self:
+        if self.rl.keep == "best":
+            for section in ("sft", "rl"):
+                if getattr(self, section).feedback == "latest":
+                    raise ValueError(
+                        f"rl.keep: best chooses by the validation targets, which {section}.feedback: latest trains on: "
+                        f"set rl.keep: last, or {section}.feedback: training"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_suffice(self) -> Self:
+        rl = self.rl
+        for name in ALGORITHMS:
+            params = getattr(rl, name)
+            if not isinstance(params, RolloutParams) or params.num_epochs is not None:
+                continue  # epochs of prompts: as many steps as the data have
+            steps = rl.count_steps(params, prompts=0)
+            told = f"rl.{name} makes {steps} step{'s' if steps > 1 else ''}"
+            if rl.keep == "best" and rl.eval_every >= steps:
+                raise ValueError(
+                    f"rl.keep: best has no choice: {told}, and with rl.eval_every: {rl.eval_every} only the last is "
+                    "validated. Lower rl.eval_every, or set rl.keep: last"
+                )
+            if rl.max_kl is not None and rl.logging_steps > steps:
+                raise ValueError(
+                    f"rl.max_kl is watched every rl.logging_steps ({rl.logging_steps}), but {told}: lower "
+                    "rl.logging_steps, or set rl.max_kl: null"
+                )
         return self

@@ -43,7 +43,10 @@ TINY: dict[str, Any] = {
         "grpo": {"batch_size": 8, "num_sample_generations": 4},
     },
     "evaluate": {"ks": [5, 10], "negatives": 20},
-    "compare": {"bootstrap_samples": 100},
+    "compare": {
+        "bootstrap_samples": 100,
+        "gate": {"guards": {"test/sampled100/ndcg@10": None, "test/sampled20/ndcg@10": 0.01}},
+    },
 }
 
 

@@ -12,8 +12,13 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from rl4rec.data.dataset import PreparedData
 from rl4rec.errors import UserError
-from rl4rec.params import GRPOParams, Params, PPOParams
+from rl4rec.evaluation.protocols import evaluate
+from rl4rec.metrics import MetricKey, metric_key
+from rl4rec.model.ranking import PopularityPolicy
+from rl4rec.ops.workspace import merge_settings
+from rl4rec.params import EvaluateParams, GRPOParams, Params, PPOParams
 from rl4rec.settings import load_params
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +93,12 @@ def test_numbers_as_dvc_writes_them(tmp_path: Path, text: str) -> None:
         ("evaluate.ks", [], ["evaluate.ks", "at least 1"]),
         ("evaluate.ks", [5, 10, 200], ["evaluate", "(200)", "1 target + 100 negatives"]),
         ("compare.confidence", 95, ["compare.confidence", "less than 1"]),
+        ("sft", {"max_steps": 5, "warmup_steps": 5}, ["sft", "warmup_steps (5) must be below max_steps (5)"]),
+        ("rl.grpo", {"max_steps": 5, "num_epochs": 2}, ["rl.grpo", "max_steps (5) and num_epochs (2)", "to null"]),
+        ("rl.ppo.kl_control", "adaptive", ["rl.ppo", "multiplies kl_coef, which is 0", "set kl_coef to a start"]),
+        ("compare.gate.metric", "test/full/popularity@10", ["compare.gate.metric", "neither more nor less"]),
+        ("compare.gate.metric", "test/full/hit@10", ["compare.gate", "metric and guards both have test/full/hit@10"]),
+        ("compare.gate.guards", {"test/full/ndgc": None}, ["compare.gate.guards", "expected FOLD/PROTOCOL/METRIC@K"]),
     ],
 )
 def test_a_mistake_names_the_key_the_value_and_what_is_allowed(
@@ -97,6 +108,92 @@ def test_a_mistake_names_the_key_the_value_and_what_is_allowed(
         load_params(write(tmp_path, nested(key, value)))
     for part in [str(tmp_path / "params.yaml"), *parts]:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        (
+            {"evaluate.negatives": 20},
+            [
+                "compare.gate.guards: test/sampled100/ndcg@10 is not measured. evaluate.negatives is 20",
+                "write test/sampled20/ndcg@10, or set evaluate.negatives: 100",
+            ],
+        ),
+        (
+            {"evaluate.ks": [5, 20], "rl.k": 5, "compare.gate.guards": {}},
+            ["compare.gate.metric: test/full/ndcg@10 is not measured. evaluate.ks is [5, 20]", "add 10 to evaluate.ks"],
+        ),
+        ({"compare.gate.metric": "test/full/precision@10"}, ["full has no precision: choose one of ndcg, hit, mrr"]),
+        ({"compare.gate.guards": {"test/full/diversity@20": 0.1}}, ["diversity is measured up to 10"]),
+        ({"compare.gate.guards": {"test/full_unmasked/diversity@10": 0.1}}, ["full_unmasked has no diversity"]),
+        ({"compare.gate.guards": {"test/sampled100/coverage@10": 0.1}}, ["sampled100 has no coverage"]),
+        (
+            {"rl.feedback": "latest", "compare.gate.metric": "valid/full/ndcg@10"},
+            ["compare.gate.metric: valid/full/ndcg@10", "feedback: latest trains on", "Write one of fold test"],
+        ),
+        (
+            {"sft.feedback": "latest", "rl.keep": "best"},
+            ["rl.keep: best", "sft.feedback: latest trains on: set rl.keep: last"],
+        ),
+        ({"rl.keep": "best", "rl.ppo.max_steps": 50}, ["rl.ppo makes 50 steps", "rl.eval_every: 50 only the last"]),
+        ({"rl.keep": "best", "rl.num_slates": 20480}, ["rl.ppo makes 20 steps", "Lower rl.eval_every"]),
+        ({"rl.logging_steps": 30, "rl.grpo.max_steps": 20}, ["rl.max_kl is watched every rl.logging_steps (30)"]),
+        (
+            {"data.source": "simulated", "data.simulated.items": 20, "rl.k": 20},
+            ["rl.k (20) must be at most 19", "data.simulated.items"],
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_found_before_anything_runs(
+    tmp_path: Path, settings: dict[str, object], parts: list[str]
+) -> None:
+    given: dict[str, Any] = {}
+    for key, value in settings.items():
+        given = merge_settings(given, nested(key, value))
+    with pytest.raises(UserError) as caught:
+        load_params(write(tmp_path, given))
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rl.keep": "best", "rl.ppo.max_steps": 51},  # one validation before the last
+        {"rl.keep": "best", "rl.ppo.num_epochs": 1},  # as many steps as the data have
+        {"rl.max_kl": None, "rl.logging_steps": 300},
+        {"rl.feedback": "latest", "sft.feedback": "latest"},
+        {"compare.gate.metric": "valid/full/ndcg@10", "compare.gate.guards": {"test/full_unmasked/coverage@20": 0.1}},
+        {"data.source": "simulated", "data.simulated.items": 20, "rl.k": 20, "policy.mask_seen": False},
+    ],
+)
+def test_what_only_looks_like_a_contradiction_is_taken(tmp_path: Path, settings: dict[str, object]) -> None:
+    given: dict[str, Any] = {}
+    for key, value in settings.items():
+        given = merge_settings(given, nested(key, value))
+    load_params(write(tmp_path, given))
+
+
+def test_a_guard_that_is_null_is_none(tmp_path: Path) -> None:
+    """Settings that are put over others take a guard away so."""
+    guards = {"test/sampled100/ndcg@10": None, "test/sampled20/ndcg@10": 0.1}
+    settings = {"evaluate": {"negatives": 20}, "compare": {"gate": {"guards": guards}}}
+    assert load_params(write(tmp_path, settings)).compare.gate.guards == {"test/sampled20/ndcg@10": 0.1}
+
+
+@pytest.mark.parametrize(("ks", "negatives"), [((2, 3), 5), ((5, 10, 12), 20)])
+def test_the_settings_know_what_an_evaluation_has(tiny_data: PreparedData, ks: tuple[int, ...], negatives: int) -> None:
+    section = EvaluateParams(ks=ks, negatives=negatives)
+    found = evaluate("popularity", PopularityPolicy(tiny_data.item_counts), tiny_data, section).metrics
+    every = {
+        metric_key(fold, protocol, metric, k)
+        for fold in ("valid", "test")
+        for protocol in ("full", "full_unmasked", f"sampled{negatives}", "sampled7")
+        for metric in (*(MetricKey.parse(key).metric for key in found), "precision")
+        for k in (1, *ks)
+    }
+    assert {key for key in every if section.missing(key) is None} == found.keys()
 
 
 def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:

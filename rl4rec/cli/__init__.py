@@ -7,12 +7,14 @@ from rl4rec.cli import project, data, results, registry, serving  # noqa: F401, 
 from rl4rec.cli.app import app
 from rl4rec._console import outlive_readers
 from rl4rec._stage import reported
+from rl4rec._threads import choose_threads
 
 __all__ = ["app", "main"]
 
 
 def main() -> None:
     """Run the command; a user's mistake becomes a message on stderr and exit status 2."""
+    choose_threads()
     outlive_readers()
     with reported("rl4rec"):
         try:

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rl4rec._threads import describe_threads
+
 logger = logging.getLogger(__name__)
 
 
@@ -36,12 +38,15 @@ def to_best_device(policy: torch.nn.Module) -> None:
 
 @functools.cache
 def say_device(device: torch.device) -> None:
-    """Log the device, once per process; and where it is the CPU beside a GPU, why."""
+    """Log threads and device, once per process; and where it is the CPU beside a GPU, why."""
     if device.type == "cuda":
-        what = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+        number = torch.cuda.current_device() if device.index is None else device.index
+        what = f"cuda:{number} {torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     else:
-        what = f"{device.type.upper()}, {torch.get_num_threads()} threads"
-    logger.info("device: %s", what)
+        what = device.type.upper()
+        if torch.cuda.is_available():
+            what += ", although there is a GPU: ACCELERATE_USE_CPU is set"
+    logger.info("%s, device: %s", describe_threads(torch.get_num_threads()), what)
     reason = unused_gpu() if device.type == "cpu" else None
     if reason is not None:
         logger.warning("there is an NVIDIA GPU, but it is not used: %s", reason)

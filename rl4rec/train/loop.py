@@ -285,7 +285,7 @@ class PromptTrainer(Trainer):
 
     def count_steps(self, params: RolloutParams) -> int:
         """Steps, one rollout each: `max_steps`, or `num_epochs` over the prompts, or the budget of slates."""
-        return count_steps(self.rl, params, prompts=len(self.prompts))
+        return self.rl.count_steps(params, prompts=len(self.prompts))
 
     def read_prompts(self, step: int) -> Prompts:
         """This process's prompts of a step, with their candidates, on its device.
@@ -303,16 +303,6 @@ class PromptTrainer(Trainer):
         """
         processes: int = self.accelerator.num_processes
         return len(prompts) * processes / total
-
-
-def count_steps(rl: RLParams, params: RolloutParams, *, prompts: int) -> int:
-    """Steps, one rollout each: `max_steps`, or from `num_epochs` over the prompts, or from the budget of slates."""
-    if params.max_steps is not None:
-        return params.max_steps
-    slates = rl.num_slates
-    if params.num_epochs is not None:
-        slates = round(params.num_epochs * prompts) * params.num_sample_generations
-    return max(1, round(slates / params.slates_per_step))
 
 
 def decay_groups(

@@ -33,7 +33,7 @@ TINY: dict[str, Any] = {
         "reinforce": {"batch_size": 8, "num_sample_generations": 4},
     },
     "evaluate": {"ks": [3, 5], "negatives": 10},
-    "compare": {"bootstrap_samples": 100},
+    "compare": {"bootstrap_samples": 100, "gate": {"metric": "test/full/ndcg@5", "guards": {}}},
     "tracking": {"enabled": False},
 }
 

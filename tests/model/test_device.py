@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rl4rec._threads import describe_threads
 from rl4rec.model.device import best_device, say_device, to_device, unused_gpu
 
 
@@ -60,7 +61,7 @@ def test_the_device_is_said_once_and_the_reason_with_it(
         say_device(torch.device("cpu"))
         say_device(torch.device("cpu"))
     said = [record.getMessage() for record in caplog.records]
-    assert said[0] == f"device: CPU, {torch.get_num_threads()} threads"
+    assert said[0] == f"{describe_threads(torch.get_num_threads())}, device: CPU"
     assert len(said) == 2 and said[1].startswith("there is an NVIDIA GPU, but it is not used: ")
 
 

@@ -41,7 +41,7 @@ def workspace(tmp_path: Path) -> Path:
     pl.DataFrame({"valid": truth, "test": truth}, schema=schema).write_parquet(folder / "oracle.parquet")
     settings = {
         "evaluate": {"ks": [5, 10], "negatives": 20},
-        "compare": {"bootstrap_samples": 100},
+        "compare": {"bootstrap_samples": 100, "gate": {"guards": {}}},
         "tracking": {"enabled": False},
     }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings))

@@ -35,7 +35,19 @@ SHOP: dict[str, Any] = {
         "grpo": {"batch_size": 8, "num_sample_generations": 4},
     },
     "evaluate": {"ks": [5], "negatives": 15},
-    "compare": {"bootstrap_samples": 500},
+    "compare": {
+        "bootstrap_samples": 500,
+        "gate": {
+            "metric": "test/full/ndcg@5",
+            "guards": {
+                "test/sampled100/ndcg@10": None,
+                "test/full/hit@10": None,
+                "test/full/coverage@10": None,
+                "test/sampled15/ndcg@5": 0.2,
+                "test/full/coverage@5": 0.9,
+            },
+        },
+    },
     "monitor": {"new_users": 1.0},  # they all are
     "tracking": {"system_metrics": False, "registered_model": "shop"},
 }
@@ -74,9 +86,6 @@ def test_first_promoted_worse_refused_new_data_promoted(tmp_path: Path, server: 
         tmp_path / "project", SHOP | {"data": SHOP["data"] | {"path": str(tmp_path / "project/store")}}
     )
     change(folder, "data", path="store")
-    # put over params.yaml, these guards would join the default ones
-    guards = {"test/sampled15/ndcg@5": 0.2, "test/full/coverage@5": 0.9}
-    change(folder, "compare", gate={"metric": "test/full/ndcg@5", "guards": guards})
     run(folder, "dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "remote"))
     client = MlflowClient(server)
 

@@ -27,7 +27,7 @@ SETTINGS = {
     "policy": {"n_layer": 1, "n_embd": 16, "n_head": 1, "dropout": 0.0, "max_history": 8},
     "rl": {"k": 3, "candidates": {"negatives": 8}},
     "evaluate": {"ks": [3, 5], "negatives": 10},
-    "compare": {"bootstrap_samples": 100},
+    "compare": {"bootstrap_samples": 100, "gate": {"metric": "test/full/ndcg@5", "guards": {}}},
     "tracking": {"enabled": False},
 }
 POLICIES = ("popularity", "sft", "sft_continued", "ppo", "grpo")

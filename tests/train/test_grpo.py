@@ -13,7 +13,6 @@ from rl4rec.metrics import slate_gains
 from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import GRPOParams
 from rl4rec.train.grpo import GRPOTrainer
-from rl4rec.train.loop import count_steps
 from tests.train.helpers import make_trainer, measured, raises_interrupted, rl_params, same_weights
 
 BASE = {"batch_size": 8, "num_sample_generations": 4, "learning_rate": 5e-3, "temperature": 1.0, "max_steps": 8}
@@ -238,7 +237,7 @@ def test_resumed_equals_uninterrupted(tiny_policy: SlatePolicy, tiny_data: Prepa
 def test_length_by_steps_epochs_or_budget() -> None:
     rl = rl_params(num_slates=6400)
     base = {"batch_size": 8, "num_sample_generations": 4, "gradient_accumulation_steps": 2}  # 64 slates a step
-    assert count_steps(rl, GRPOParams(**base), prompts=100) == 100
-    assert count_steps(rl, GRPOParams(**base, num_iterations=3), prompts=100) == 100  # a step is a rollout
-    assert count_steps(rl, GRPOParams(**base, num_epochs=2), prompts=160) == 20  # 320 prompts, 16 a step
-    assert count_steps(rl, GRPOParams(**base, num_epochs=2, max_steps=7), prompts=160) == 7
+    assert rl.count_steps(GRPOParams(**base), prompts=100) == 100
+    assert rl.count_steps(GRPOParams(**base, num_iterations=3), prompts=100) == 100  # a step is a rollout
+    assert rl.count_steps(GRPOParams(**base, num_epochs=2), prompts=160) == 20  # 320 prompts, 16 a step
+    assert rl.count_steps(GRPOParams(**base, max_steps=7), prompts=160) == 7

@@ -12,7 +12,6 @@ from rl4rec.metrics import slate_gains
 from rl4rec.model.batch import place_parts
 from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import PPOParams
-from rl4rec.train.loop import count_steps
 from rl4rec.train.losses import gae, live_slots, whiten
 from rl4rec.train.ppo import Rollout
 from tests.train.helpers import make_trainer, measured, raises_interrupted, rl_params, same_weights
@@ -230,8 +229,8 @@ def test_processes_shuffle_their_prompts_together(tiny_policy: SlatePolicy, tiny
 def test_length_by_steps_epochs_or_budget() -> None:
     rl = rl_params(num_slates=6400)
     base = {"batch_size": 32, "mini_batch_size": 16, "gradient_accumulation_steps": 2}  # 64 slates a step
-    assert count_steps(rl, PPOParams(**base), prompts=100) == 100
-    assert count_steps(rl, PPOParams(**base, num_epochs=2), prompts=160) == 5
-    assert count_steps(rl, PPOParams(**base, num_sample_generations=4), prompts=100) == 25
-    assert count_steps(rl, PPOParams(**base, num_sample_generations=4, num_epochs=2), prompts=160) == 5
-    assert count_steps(rl, PPOParams(**base, max_steps=7, num_epochs=2), prompts=160) == 7
+    assert rl.count_steps(PPOParams(**base), prompts=100) == 100
+    assert rl.count_steps(PPOParams(**base, num_epochs=2), prompts=160) == 5
+    assert rl.count_steps(PPOParams(**base, num_sample_generations=4), prompts=100) == 25
+    assert rl.count_steps(PPOParams(**base, num_sample_generations=4, num_epochs=2), prompts=160) == 5
+    assert rl.count_steps(PPOParams(**base, max_steps=7), prompts=160) == 7
