@@ -26,7 +26,13 @@ from rl4rec.report.table import headline_metrics
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = {"README.md": "en", "README.ko.md": "ko", "docs/ko/PPO_vs_GRPO.md": "ko", "docs/scale.md": "en"}
+PAGES = {
+    "README.md": "en",
+    "README.ko.md": "ko",
+    "docs/ko/PPO_vs_GRPO.md": "ko",
+    "docs/scale.md": "en",
+    "docs/protocols.md": "en",
+}
 PICTURE = ROOT / "docs" / "figures" / "result.png"
 PAIRS = ("ppo_vs_sft", "grpo_vs_sft", "ppo_vs_sft_continued", "grpo_vs_sft_continued", "grpo_vs_ppo")
 CHANGES = ("ppo_vs_sft", "grpo_vs_sft", "sft_continued_vs_sft")
@@ -128,6 +134,42 @@ def _device(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def ties(_: str) -> str:
+    """What each order at equal times is worth, of `benchmarks/results/order.json`."""
+    found = _json("benchmarks/results/order.json")
+    head = "| | `row`, as it happened | `hash` | `item` |\n|---|---:|---:|---:|"
+    rows = [
+        f"| {label} | {' | '.join(_spread(found[experiment][order].get(policy)) for order in ('row', 'hash', 'item'))} |"
+        for experiment, policy, label in (
+            ("noise", "sft", "noise, SFT (chance: nothing can be learnt)"),
+            ("baskets", "popularity", "shop with baskets, popularity"),
+            ("baskets", "sft", "shop with baskets, SFT"),
+            ("baskets", "oracle", "shop with baskets, the true distribution"),
+        )
+    ]
+    return "\n".join([head, *rows])
+
+
+def split(_: str) -> str:
+    """Leave-one-out against one cut in time, of `benchmarks/results/order.json`."""
+    found = _json("benchmarks/results/order.json")["split"]
+    rows = ["| | `last_item` | `time` |", "|---|---:|---:|"]
+    for key, label in (
+        ("popularity", "NDCG@10, popularity"),
+        ("sft", "NDCG@10, SFT"),
+        ("oracle", "NDCG@10, the true distribution"),
+    ):
+        rows.append(f"| {label} | {' | '.join(_spread(found[name][key]) for name in ('last_item', 'time'))} |")
+    users = (f"{found[name]['test_users']['mean']:,.0f}" for name in ("last_item", "time"))
+    cold = (f"{found[name]['cold_targets']['mean'] * 100:.1f} %" for name in ("last_item", "time"))
+    rows += [f"| test users | {' | '.join(users)} |", f"| test targets never taken in training | {' | '.join(cold)} |"]
+    return "\n".join(rows)
+
+
+def _spread(value: dict[str, float] | None) -> str:
+    return "" if value is None else f"{value['mean']:.3f} ± {value['sd']:.3f}"
+
+
 MADE: dict[str, Callable[[str], str]] = {
     "results": results,
     "refit": refit,
@@ -135,6 +177,8 @@ MADE: dict[str, Callable[[str], str]] = {
     "study": study,
     "files": files,
     "gpu": gpu,
+    "ties": ties,
+    "split": split,
 }
 
 

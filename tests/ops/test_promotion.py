@@ -68,6 +68,25 @@ def test_a_better_candidate_is_promoted_and_a_worse_one_refused(project: Path) -
     assert run.data.tags["rl4rec.decision"].startswith("promoted: test/full/ndcg@3 is better")
 
 
+@pytest.mark.parametrize(("repeats", "refused"), [(2, False), (3, True)])  # of 60 users: 3.3 %, 5 %
+def test_a_figure_that_counts_repeat_purchases_as_missed_does_not_decide(
+    project: Path, repeats: int, refused: bool
+) -> None:
+    for policy in ("ppo", "grpo"):
+        path = project / "metrics" / f"{policy}.json"
+        content = json.loads(path.read_text())
+        content["protocol"]["repeated_targets"]["test"] = repeats
+        path.write_text(json.dumps(content))
+    if not refused:
+        assert promote(project, PARAMS).promoted
+        return
+    with pytest.raises(UserError, match=r"compare\.gate\.metric: 5\.0 % .* Set it to test/full_unmasked/ndcg@3"):
+        promote(project, PARAMS)
+    gate = PARAMS.compare.gate.model_copy(update={"metric": "test/full_unmasked/ndcg@3"})
+    told = PARAMS.model_copy(update={"compare": PARAMS.compare.model_copy(update={"gate": gate})})
+    assert promote(project, told).promoted
+
+
 def test_rollback_gives_the_place_back_once(project: Path) -> None:
     with pytest.raises(UserError, match="no champion to roll back"):
         roll_back(PARAMS)

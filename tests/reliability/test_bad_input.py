@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.reliability.bad_inputs import CASES, GOOD, HEAD, PARAMS, Case, both, put, settings, source
+from tests.reliability.bad_inputs import CASES, GOOD, HEAD, PARAMS, Case, both, put, raw, settings, source
 from tests.reliability.conftest import ROOT, Run, snapshot
 
 
@@ -151,6 +153,25 @@ RIGHT = {
     "a user of one interaction": ("x.csv", GOOD + "w,a,7\n", ["a", "b", "c"]),
     "times before 1970": ("x.csv", HEAD + "u,a,-9\nu,b,-8\nu,c,0\n", ["a", "b", "c"]),
     "large times": ("x.csv", HEAD + f"u,a,{2**63 - 3}\nu,b,{2**63 - 2}\nu,c,{2**63 - 1}\n", ["a", "b", "c"]),
+    "an index without a name, as pandas writes it": (
+        "x.csv",
+        ",user,item,timestamp\n0,u,a,1\n1,u,b,2\n2,u,c,3\n",
+        ["a", "b", "c"],
+    ),
+    "commas at the ends": ("x.csv", "user,item,timestamp,\nu,a,1,\nu,b,2,\nu,c,3,\n", ["a", "b", "c"]),
+    "unused columns of one name": ("x.csv", "x,x,user,item,timestamp\n,,u,a,1\n,,u,b,2\n,,u,c,3\n", ["a", "b", "c"]),
+    "an ending in capitals": ("X.CSV", GOOD, ["a", "b", "c"]),
+    "whole numbers with a decimal point": ("x.csv", HEAD + "u,a,9.0\nu,b,10.0\nu,c,11.0\n", ["a", "b", "c"]),
+    "nanoseconds": (
+        "x.csv",
+        HEAD + "".join(f"u,{i},{1714557602123456789 + n}\n" for n, i in enumerate("abc")),
+        ["a", "b", "c"],
+    ),
+    "instants of several zones": (
+        "x.csv",
+        HEAD + "u,c,2024-05-01T10:02Z\nu,a,2024-05-01T12:00:00+02:00\nu,b,2024-05-01 05:01:00.5-05\n",
+        ["a", "b", "c"],
+    ),
     "JSON with a byte order mark": (
         "x.jsonl",
         "\ufeff" + "".join(f'{{"user": "u", "item": "{item}", "timestamp": {n}}}\n' for n, item in enumerate("abc")),
@@ -175,6 +196,32 @@ def test_odd_but_right_input_is_read_right(name: str, workspace: Path, run: Run)
     rows = pl.read_parquet(workspace / "data/prepared/sequences.parquet")
     longest = rows.sort(pl.col("items").list.len())["items"][-1]
     assert [ids[number] for number in longest] == items  # u's, in the order of time
+
+
+def test_gzip_is_known_by_its_content(workspace: Path, run: Run) -> None:
+    both(raw("x.csv", gzip.compress(GOOD.encode())), source("interactions", "x.csv"))(workspace)
+    assert run("prepare")[0] == 0
+    assert pl.read_parquet(workspace / "data/prepared/items.parquet")["item"].to_list() == ["a", "b", "c"]
+
+
+def test_a_folder_is_read_whole_and_what_is_not_is_named(workspace: Path, run: Run) -> None:
+    head, *rows = GOOD.splitlines()
+    names = ("1.csv", "B.CSV", "deep/er/3.csv", "deep/4.Csv.GZ")
+    for name, row in zip(names, rows, strict=True):
+        put(f"folder/{name}", f"{head}\n{row}\n")(workspace)
+    text = f"{head}\n{rows[3]}\n".encode()
+    (workspace / "folder/deep/4.Csv.GZ").write_bytes(gzip.compress(text))
+    both(put("folder/c.csv.bz2", "x"), put("folder/deep/notes.txt", "x"), put("folder/.hidden.csv", "x"))(workspace)
+    source("interactions", "folder")(workspace)
+    status, _, err = run("prepare")
+    assert status == 0, err
+    stats = json.loads((workspace / "data/prepared/stats.json").read_text())
+    assert stats["rows"]["read"] == 4
+    assert [file["name"] for file in stats["files"]] == ["1.csv", "B.CSV", "deep/4.Csv.GZ", "deep/er/3.csv"]
+    assert stats["files_left_out"] == ["c.csv.bz2", "deep/notes.txt"]
+    assert err.count("2 files are not read") == 1 and ".bz2 (1), .txt (1): c.csv.bz2, deep/notes.txt" in " ".join(
+        err.split()
+    )
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])

@@ -10,6 +10,7 @@ from rl4rec.model.crossfit_embeddings import CrossfitEmbeddings
 from rl4rec.model.policy import SlatePolicy
 from rl4rec.params import CandidateParams
 from rl4rec.train.candidates import CandidateRule
+from rl4rec.train.log import RunLog
 from rl4rec.train.prompts import PromptSet, check_slate_fits
 
 
@@ -144,3 +145,19 @@ def test_prompts_become_tensors_with_their_candidates_and_tables(
     full = CandidateRule(CandidateParams(source="full"), torch.from_numpy(tiny_data.item_counts), exclude_seen=True)
     plain = PromptSet(tiny_data, max_history=8, seed=0).visit(0, 6).to_tensors(tiny_policy, None, full)
     assert plain.candidates is None and plain.histories.tables is None and plain[:2].candidates is None
+
+
+def test_fitting_embeddings_says_what_the_data_lack(tiny_policy: SlatePolicy, tiny_data: PreparedData) -> None:
+    from rl4rec.params import CrossfitParams, SFTParams
+    from rl4rec.train.crossfit import fit_crossfit
+
+    data = small([[1, 2, 3, 4, 5], [6, 7, 8, 9, 1]], tiny_data)  # three training items each
+    with pytest.raises(UserError, match=r"table 2 of 2 is fitted without the last 2 training items .* Lower split_poi"):
+        fit_crossfit(
+            tiny_policy,
+            data,
+            SFTParams(batch_size=4),
+            CrossfitParams(num_epochs=1),
+            latest=False,
+            make_run=lambda *_: RunLog(validate=None, metric=""),
+        )
