@@ -26,9 +26,6 @@ MAX_ROWS, MAX_LISTED = 10_000, 200_000  # histories of one served request, and i
 _BATCH = 1024  # histories read at once
 
 
-ItemId = str | int  # a whole number stands for its digits, as in the data
-
-
 class InvalidRequest(ValueError):
     """Whoever asked must ask differently; the message says what was expected."""
 
@@ -69,7 +66,7 @@ class Recommender:
 
     @torch.no_grad()
     def recommend(
-        self, histories: Sequence[Sequence[ItemId]], *, k: int, exclude: Sequence[Sequence[ItemId]] | None = None
+        self, histories: Sequence[Sequence[str | int]], *, k: int, exclude: Sequence[Sequence[str | int]] | None = None
     ) -> list[Recommendation]:
         """The k best items of each history.
 
@@ -96,7 +93,7 @@ class Recommender:
         return answers
 
     def answer(
-        self, histories: Sequence[Sequence[ItemId]], *, k: int, exclude: Sequence[Sequence[ItemId]] | None = None
+        self, histories: Sequence[Sequence[str | int]], *, k: int, exclude: Sequence[Sequence[str | int]] | None = None
     ) -> list[Recommendation]:
         """`recommend` for a server: no request may take long or have a huge answer.
 
@@ -139,7 +136,7 @@ class Recommender:
             for row in range(len(histories))
         ]
 
-    def _known(self, ids: Sequence[ItemId]) -> tuple[IntArray, list[str]]:
+    def _known(self, ids: Sequence[str | int]) -> tuple[IntArray, list[str]]:
         """Indices of the known ids, and the others."""
         if not isinstance(ids, list | tuple) or len(ids) > MAX_IDS:
             raise InvalidRequest(f"expected a list of at most {MAX_IDS} item ids, got {_short(ids)}")

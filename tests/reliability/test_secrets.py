@@ -169,7 +169,9 @@ def test_a_redirection_off_tls_is_refused(redirecting: str, tmp_path: Path) -> N
 
 
 def test_a_model_that_names_files_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "artifacts" / "sft").mkdir(parents=True)
+    for file in ("sft/model.safetensors", "items.parquet"):
+        (tmp_path / "model" / "artifacts" / file).touch()
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", lambda *_, **__: str(tmp_path / "model"))
 
     def described(path: str) -> None:
