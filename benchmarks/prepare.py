@@ -67,7 +67,7 @@ def with_pandas(path: Path, out: Path) -> pd.DataFrame:
 def beauty_sized(folder: Path, repeats: int) -> dict[str, float]:
     path = folder / "small.csv"
     made_up_file(path, *BEAUTY)
-    params = DataParams(source="interactions", path=str(path), k_core=K_CORE)
+    params = DataParams(source="interactions", path=str(path), k_core=K_CORE, ties="item")
     ours, theirs = [], []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -137,33 +137,31 @@ def _device(found: dict[str, Any]) -> str:
 def ties(_: str) -> str:
     """What each order at equal times is worth, of `benchmarks/results/order.json`."""
     found = _json("benchmarks/results/order.json")
-    head = "| | `row`, as it happened | `hash` | `item` |\n|---|---:|---:|---:|"
-    rows = [
-        f"| {label} | {' | '.join(_spread(found[experiment][order].get(policy)) for order in ('row', 'hash', 'item'))} |"
-        for experiment, policy, label in (
-            ("noise", "sft", "noise, SFT (chance: nothing can be learnt)"),
-            ("baskets", "popularity", "shop with baskets, popularity"),
-            ("baskets", "sft", "shop with baskets, SFT"),
-            ("baskets", "oracle", "shop with baskets, the true distribution"),
-        )
-    ]
-    return "\n".join([head, *rows])
+    rows = [_line("", "`row`, as it happened", "`hash`", "`item`"), "|---|---:|---:|---:|"]
+    for experiment, policy, label in (
+        ("noise", "sft", "noise, SFT"),
+        ("baskets", "popularity", "shop with baskets, popularity"),
+        ("baskets", "sft", "shop with baskets, SFT"),
+        ("baskets", "oracle", "shop with baskets, the true distribution"),
+    ):
+        rows.append(_line(label, *(_spread(found[experiment][order].get(policy)) for order in ("row", "hash", "item"))))
+    return "\n".join(rows)
 
 
 def split(_: str) -> str:
     """Leave-one-out against one cut in time, of `benchmarks/results/order.json`."""
     found = _json("benchmarks/results/order.json")["split"]
-    rows = ["| | `last_item` | `time` |", "|---|---:|---:|"]
-    for key, label in (
-        ("popularity", "NDCG@10, popularity"),
-        ("sft", "NDCG@10, SFT"),
-        ("oracle", "NDCG@10, the true distribution"),
-    ):
-        rows.append(f"| {label} | {' | '.join(_spread(found[name][key]) for name in ('last_item', 'time'))} |")
-    users = (f"{found[name]['test_users']['mean']:,.0f}" for name in ("last_item", "time"))
-    cold = (f"{found[name]['cold_targets']['mean'] * 100:.1f} %" for name in ("last_item", "time"))
-    rows += [f"| test users | {' | '.join(users)} |", f"| test targets never taken in training | {' | '.join(cold)} |"]
-    return "\n".join(rows)
+    both = [found[name] for name in ("last_item", "time")]
+    rows = [_line("", "`last_item`", "`time`"), "|---|---:|---:|"]
+    for key, label in (("popularity", "popularity"), ("sft", "SFT"), ("oracle", "the true distribution")):
+        rows.append(_line(f"NDCG@10, {label}", *(_spread(each[key]) for each in both)))
+    rows.append(_line("test users", *(f"{each['test_users']['mean']:,.0f}" for each in both)))
+    cold = (f"{each['cold_targets']['mean'] * 100:.1f} %" for each in both)
+    return "\n".join([*rows, _line("test targets never taken in training", *cold)])
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _spread(value: dict[str, float] | None) -> str:

@@ -16,9 +16,10 @@ from torch import Tensor
 import rl4rec
 from rl4rec import api
 from rl4rec.data.dataset import PreparedData
+from rl4rec.evaluation.files import load_evaluation, load_slates, save_evaluation
 from rl4rec.model.crossfit_embeddings import FILE, CrossfitEmbeddings
 from rl4rec.ops.workspace import make_workspace, merge_settings
-from rl4rec.params import Params
+from rl4rec.params import Params, SimulatedShop
 from rl4rec.settings import load_params
 from tests.graph import ROOT, TINY
 from tests.ops.sweep.test_stages import run_script
@@ -264,6 +265,34 @@ def test_a_function_is_reward_enough(data: PreparedData, params: Params, warm: r
     tuned = rl4rec.grpo(warm, data, free, own_reward=ones)
     assert set(called) == {(32, 5)}
     assert [row["train/reward"] for row in tuned.log if "train/reward" in row] == [5.0] * 4
+
+
+def test_every_stage_knows_a_split_by_time(params: Params, tmp_path: Path) -> None:
+    """Two folds of different users; nothing of the windows is trained on."""
+    settings = params.data.model_copy(update={"split": "time", "simulated": SimulatedShop(users=400, items=60)})
+    data = rl4rec.prepare(settings, tmp_path / "prepared")
+    valid, test = (set(data.split(fold).user_rows.tolist()) for fold in ("valid", "test"))
+    assert valid - test and test - valid
+    warm = rl4rec.sft(data, params.policy, params.sft)
+    tables = rl4rec.crossfit(warm, data, params.sft, params.rl.crossfit)
+    evaluations = {"sft": rl4rec.evaluate("sft", warm.policy, data, params.evaluate)}
+    for name in ("ppo", "grpo"):
+        trained = getattr(rl4rec, name)(warm, data, params.rl, crossfit=tables)
+        evaluations[name] = rl4rec.evaluate(name, trained.policy, data, params.evaluate)
+    oracle = rl4rec.evaluate_oracle(data, params.evaluate)
+    assert oracle is not None
+    comparison = rl4rec.compare_policies(evaluations | {"oracle": oracle}, params.compare, k=params.rl.k)
+    assert comparison["protocol"]["split"].startswith("by time")
+    assert comparison["protocol"]["targets"] == {"valid": len(valid), "test": len(test)}
+    key = f"test/full/ndcg@{params.rl.k}"
+    assert comparison["policies"]["oracle"][key]["mean"] > comparison["policies"]["grpo"][key]["mean"] > 0
+    # a table, written and read again, has who has which target
+    paths = tmp_path / "sft.json", tmp_path / "sft.parquet", tmp_path / "slates.parquet"
+    save_evaluation(evaluations["sft"], *paths)
+    again = load_evaluation(*paths[:2])
+    assert again.users_of("test").to_list() == sorted(test)
+    slates = load_slates(paths[2], users=again.users_of("test"), num_items=data.num_items)
+    assert len(slates) == len(test)
 
 
 def test_what_is_refused(data: PreparedData, params: Params, warm: rl4rec.Trained, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""From rows of (user, item, time) to leave-one-out splits of per-user sequences."""
+"""From rows of (user, item, time) to sequences of each user, split into training, validation and test."""

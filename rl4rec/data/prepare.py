@@ -82,6 +82,12 @@ def prepare(params: DataParams, out: Path) -> PreparedData:
         "%s: %d users, %d items, %d interactions (%s)",
         out, len(data.users), data.num_items, len(data.sequences.values), data.data_hash,
     )  # fmt: skip
+    tied, targets = data.stats["ties"]["tied_neighbours"], data.stats["held_out"]["test"]
+    if tied is not None:
+        _log.info(
+            "%.1f %% of neighbours and %.1f %% of the test targets have the time of another item; order: %s",
+            100 * tied, 100 * targets["tied_targets"] / targets["users"], params.tie_rule,
+        )  # fmt: skip
     for sentence in oddities(data.stats):
         _log.warning("%s", sentence)
     return data
