@@ -265,6 +265,8 @@ def _decimal(path: Path, column: pl.Series, lines: pl.Series) -> pl.Series:
 
 def _one_unit_within(path: Path, numbers: pl.Series, lines: pl.Series) -> pl.Series:
     """Refuse seconds beside milliseconds (and the like) since 1970 in one file."""
+    if max(-float(numbers.min()), float(numbers.max())) < _EPOCH * _APART:  # type: ignore[arg-type]
+        return numbers  # such as seconds: nothing can be so much larger than what is since 1970
     sizes = numbers.cast(pl.Float64).abs()
     since = sizes.filter(sizes >= _EPOCH)
     if since.is_empty() or since.max() / since.min() < _APART:  # type: ignore[operator]
