@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rl4rec.errors import listed
+
 NOTABLE = 0.05  # the share from which on something is said
 
 
@@ -41,6 +43,18 @@ def describe_repeats(share: float) -> str | None:
     )
 
 
+def describe_left_out(names: list[str]) -> str:
+    """Which files of a data folder are not read, and why.
+
+    Args:
+        names: of the files.
+    """
+    return (
+        f"{len(names)} file{'s' if len(names) > 1 else ''} of the data folder not read: {listed(names)}. Tables end in "
+        ".csv, .tsv, .jsonl, .ndjson, .json (each also .gz) or .parquet"
+    )
+
+
 def _rows(stats: dict[str, Any]) -> list[str]:
     rows = stats.get("rows", {})
     read, found = rows.get("read", 0), []
@@ -55,7 +69,7 @@ def _rows(stats: dict[str, Any]) -> list[str]:
 
 def _files(stats: dict[str, Any]) -> list[str]:
     left_out = stats.get("files_left_out", [])
-    return [f"{len(left_out)} files of the data folder were not read: {', '.join(left_out[:5])}"] if left_out else []
+    return [describe_left_out(left_out)] if left_out else []
 
 
 def _ties(stats: dict[str, Any]) -> list[str]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import polars as pl
 
+from rl4rec.data.oddities import describe_left_out
 from rl4rec.data.sources.amazon import fetch_beauty, find_beauty, read_beauty
 from rl4rec.data.sources.files import table_form
 from rl4rec.data.sources.interactions import read_interactions
 from rl4rec.data.sources.sequences import read_sequences
 from rl4rec.data.sources.simulated import simulate
 from rl4rec.data.sources.times import join_times
-from rl4rec.data.store import describe_left_out, list_store
+from rl4rec.data.store import list_store
 from rl4rec.errors import UserError
 from rl4rec.params import DataParams
-
-_log = logging.getLogger(__name__)
 
 
 def raw_files(params: DataParams, *, fetch: bool) -> list[Path]:
@@ -39,16 +37,14 @@ def raw_files(params: DataParams, *, fetch: bool) -> list[Path]:
         case "sequences" | "interactions":
             path = Path(str(params.path))
             if path.is_dir() and params.source == "interactions":
-                store = list_store(path)
-                left_out = describe_left_out(path, store.left_out) if store.left_out else ""
-                if not store.tables:
+                tables = list_store(path).tables
+                if not tables:
+                    left_out = left_out_files(params)
                     raise UserError(
                         f"data.path: no tables in the folder {path}. Add some: rl4rec ingest FILE"
-                        + (f". {left_out}" if left_out else "")
+                        + (f". {describe_left_out(left_out)}" if left_out else "")
                     )
-                if left_out and fetch:  # said once: the fingerprint asks too
-                    _log.warning("%s", left_out)
-                return store.tables
+                return tables
             if not path.is_file():
                 raise UserError(f"data.path: no such file: {path}. Name the file with your {params.source}.")
             return [path]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from rl4rec.data.sources.files import table_form
-from rl4rec.errors import UserError, listed
+from rl4rec.errors import UserError
 
-FORMS = ("csv", "tsv", "jsonl", "ndjson", "json", "parquet")
+_FORMS = ("csv", "tsv", "jsonl", "ndjson", "json", "parquet")
 
 
 class Store(NamedTuple):
@@ -29,22 +28,11 @@ def list_store(folder: Path) -> Store:
             be missing.
     """
     found = sorted(_files(folder, set()), key=lambda path: path.relative_to(folder).parts)
-    tables = [path for path in found if table_form(path) in FORMS]
+    tables = [path for path in found if table_form(path) in _FORMS]
     for path in tables:
         if not path.is_file():
             raise UserError(f"{path}: not a file (a link to nothing, or a pipe). Remove or replace it.")
-    return Store(tables, [path for path in found if table_form(path) not in FORMS])
-
-
-def describe_left_out(folder: Path, left_out: list[Path]) -> str:
-    """One sentence that names the files that are not read, and why."""
-    endings = Counter(path.suffix.lower() or "no ending" for path in left_out)
-    why = ", ".join(f"{ending} ({count})" for ending, count in sorted(endings.items()))
-    names = listed(path.relative_to(folder) for path in left_out)
-    return (
-        f"{folder}: {len(left_out)} file{'s are' if len(left_out) > 1 else ' is'} not read, since tables end in "
-        f"{', '.join('.' + form for form in FORMS)} (text also in .gz), not in {why}: {names}"
-    )
+    return Store(tables, [path for path in found if table_form(path) not in _FORMS])
 
 
 def _files(folder: Path, above: set[str]) -> Iterator[Path]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from rl4rec.data.oddities import oddities
 from tests.reliability.bad_inputs import CASES, GOOD, HEAD, PARAMS, Case, both, put, raw, settings, source
 from tests.reliability.conftest import ROOT, Run, snapshot
 
@@ -219,9 +220,10 @@ def test_a_folder_is_read_whole_and_what_is_not_is_named(workspace: Path, run: R
     assert stats["rows"]["read"] == 4
     assert [file["name"] for file in stats["files"]] == ["1.csv", "B.CSV", "deep/4.Csv.GZ", "deep/er/3.csv"]
     assert stats["files_left_out"] == ["c.csv.bz2", "deep/notes.txt"]
-    assert err.count("2 files are not read") == 1 and ".bz2 (1), .txt (1): c.csv.bz2, deep/notes.txt" in " ".join(
-        err.split()
-    )
+    assert [sentence for sentence in oddities(stats) if "not read" in sentence] == [
+        "2 files of the data folder not read: c.csv.bz2, deep/notes.txt. Tables end in .csv, .tsv, .jsonl, .ndjson, .json "
+        "(each also .gz) or .parquet"
+    ]
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])

@@ -127,19 +127,21 @@ def read_delimited(path: Path, *, separator: str, columns: Sequence[str] | None,
         source = _delimited_source(path)
         names = list(columns) if columns is not None else _header(path, source, separator)
         _require_columns(path, names, use, separator)
-        names = [name if name in use else f"{name}<{place}>" for place, name in enumerate(names)]  # nobody's are unique
         table = pl.scan_csv(
             source,
             separator=separator,
-            has_header=False,
-            skip_lines=int(header),  # columns go by their place: unused ones may have no name, or the same
-            schema={name: pl.String() for name in names},
+            has_header=header,
+            schema=None if header else {name: pl.String() for name in names},
+            infer_schema=False,
             row_index_name=LINE,
             row_index_offset=2 if header else 1,
         )
+        # By place: columns that nobody uses may have no name, or one twice, and then the reader gives them others.
+        _, *columns_read = table.collect_schema().names()
+        used = [pl.col(columns_read[names.index(name)]).alias(name) for name in use]
         # Lines with too many fields are only noticed where every column is read.
-        every = pl.all_horizontal(pl.col(*names).is_null())
-        frame = table.select(LINE, *use, every.alias(_BLANK)).collect(engine="streaming")
+        every = pl.all_horizontal(pl.col(*columns_read).is_null())
+        frame = table.select(LINE, *used, every.alias(_BLANK)).collect(engine="streaming")
         frame = frame.filter(~pl.col(_BLANK)).drop(_BLANK)
     except OSError as error:
         raise UserError(
