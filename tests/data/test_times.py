@@ -142,9 +142,11 @@ def test_numbers_that_grow_from_file_to_file_are_read(tmp_path: Path) -> None:
 
 
 def test_seconds_beside_milliseconds_in_one_file_are_refused(tmp_path: Path) -> None:
-    message = r"different units .*: 1714557602 on line 2, 1714557602000 on line 4"
+    message = r"different units .*: 1714557603 on line 3, 1714557602000 on line 4"
     with pytest.raises(UserError, match=message):
         times_of(csv(tmp_path / "a.csv", 1714557602, 1714557603, 1714557602000))
+    grown = [3 * 10**8 * 7**n for n in range(9)]  # no gap: a number that grew
+    assert times_of(csv(tmp_path / "c.csv", *grown)) == grown
     assert times_of(csv(tmp_path / "b.csv", -2208988800, 0, 1714557602)) == [-2208988800, 0, 1714557602]
 
 

@@ -215,7 +215,7 @@ DELIVERIES = [
     delivery("a part of the store leads nowhere", as_loop("store/part-00009.csv"), "part-00009.csv: not a file"),
     delivery("times of another kind than the store's", put("new.csv", HEAD + "u,z,2024-05-01\n"), "new.csv: column 'timestamp' holds dates such as 2024-05-01", "numbers such as 0"),
     delivery("times of another unit than the store's", put("new.csv", HEAD + "u,z,1714557602\nu,y,1714557603\n"), "new.csv: column 'timestamp' holds numbers of about 1.71e+09", "another unit"),
-    delivery("seconds beside milliseconds", put("new.csv", HEAD + "u,z,1714557602\nu,y,1714557603000\n"), "different units", "1714557602 on line 2", "1714557603000 on line 3"),
+    delivery("seconds beside milliseconds", put("new.csv", HEAD + "u,z,1714557602\nu,y,1714557603000\n"), "different units", "1714557602 on line 2, 1714557603000 on line 3"),
     delivery("nanoseconds beside a fraction", put("new.csv", HEAD + f"u,z,{1714557602 * 10**9 + 1}\nu,y,2.5\n"), "line 2: 'timestamp' is about 1.71456e+18", "lose digits"),
     delivery("day and month, or month and day", put("new.csv", HEAD + "u,z,03/01/2024\n"), "line 2: 'timestamp' is not a number or an ISO 8601 date", "data.columns.time_format"),
     delivery("a date with slashes", put("new.csv", HEAD + "u,z,2024/01/03\n"), "line 2: 'timestamp' is not a number or an ISO 8601 date"),

@@ -221,8 +221,8 @@ def test_a_folder_is_read_whole_and_what_is_not_is_named(workspace: Path, run: R
     assert [file["name"] for file in stats["files"]] == ["1.csv", "B.CSV", "deep/4.Csv.GZ", "deep/er/3.csv"]
     assert stats["files_left_out"] == ["c.csv.bz2", "deep/notes.txt"]
     assert [sentence for sentence in oddities(stats) if "not read" in sentence] == [
-        "2 files of the data folder not read: c.csv.bz2, deep/notes.txt. Tables end in .csv, .tsv, .jsonl, .ndjson, .json "
-        "(each also .gz) or .parquet"
+        "2 files of the data folder not read: c.csv.bz2, deep/notes.txt. Tables end in .csv, .tsv, .jsonl, .ndjson, "
+        ".json (each also .gz) or .parquet"
     ]
 
 

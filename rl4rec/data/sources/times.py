@@ -264,14 +264,15 @@ def _decimal(path: Path, column: pl.Series, lines: pl.Series) -> pl.Series:
 
 
 def _one_unit_within(path: Path, numbers: pl.Series, lines: pl.Series) -> pl.Series:
-    """Refuse seconds beside milliseconds (and the like) since 1970 in one file."""
+    """Refuse seconds beside milliseconds (and the like) since 1970 in one file: numbers with a wide gap."""
     if max(-float(numbers.min()), float(numbers.max())) < _EPOCH * _APART:  # type: ignore[arg-type]
         return numbers  # such as seconds: nothing can be so much larger than what is since 1970
     sizes = numbers.cast(pl.Float64).abs()
-    since = sizes.filter(sizes >= _EPOCH)
-    if since.is_empty() or since.max() / since.min() < _APART:  # type: ignore[operator]
+    since = sizes.filter(sizes >= _EPOCH).unique().sort()
+    gap = (since / since.shift(1) >= _APART).fill_null(False).arg_true()
+    if gap.is_empty():
         return numbers
-    low, high = (int((sizes == value).arg_true()[0]) for value in (since.min(), since.max()))
+    low, high = (int((sizes == since[place]).arg_true()[0]) for place in (int(gap[0]) - 1, int(gap[0])))
     raise UserError(
         f"{path}: column '{numbers.name}' holds times of different units (seconds, milliseconds ...): {numbers[low]} "
         f"on line {lines[low]}, {numbers[high]} on line {lines[high]}. Convert some of them."
