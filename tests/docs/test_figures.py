@@ -130,6 +130,7 @@ def test_messages_quoted_for_bad_data_are_those_of_the_readers(tmp_path: Path, m
     head = "user,item,timestamp\n"
     files = {
         "customer,sku,time\na,b,1\n": "clicks.csv",
+        head.replace(",", ";") + "a;b;1\n": "clicks.csv",
         head + "a,b,1\na,c,soon\n": "clicks.csv",
         head + "a,b,2024-01-02\na,c,17000000\n": "clicks.csv",
         head + "a,b,1\na,c,\n": "clicks.csv",
