@@ -19,6 +19,7 @@ from rl4rec.errors import UserError, listed, shown
 
 if TYPE_CHECKING:
     import polars as pl
+    import pyarrow as pa
 
 
 def parse_json(text: str, *, constants: bool = True) -> Any:
@@ -163,14 +164,15 @@ def read_parquet(
             raise UserError(f"{path}: no such file.{then}")
         if not path.is_file():
             raise UserError(f"{path}: not a file. Name a parquet file.{then}")
-        with pq.ParquetFile(path) as file:
+        # Other units would wrap around for years outside of 1677 to 2262.
+        with pq.ParquetFile(path, coerce_int96_timestamp_unit="us") as file:
             names = file.schema_arrow.names
             for column in columns or ():
                 if column not in names:
                     raise UserError(f"{path}: no column '{column}'. The file has: {listed(names)}.{named_by}{then}")
             table = file.read(columns=None if columns is None else list(columns))
         table.validate(full=True)  # text that is not UTF-8, lists that lead outside of their values
-        frame = pl.from_arrow(table)
+        frame = pl.from_arrow(_in_utc(table))
         assert isinstance(frame, pl.DataFrame)
         return frame if columns is None else frame.select(columns)
     except UserError:
@@ -178,6 +180,17 @@ def read_parquet(
     except (Exception, pl.exceptions.PanicException) as error:  # whatever the two libraries stumble over
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a readable parquet file ({reason}).{then}") from None
+
+
+def _in_utc(table: pa.Table) -> pa.Table:
+    """Instants in UTC: a zone changes nothing about them, and not every library knows every name of a zone."""
+    import pyarrow as pa
+
+    for place, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type) and field.type.tz not in (None, "UTC"):
+            instants = table.column(place).cast(pa.timestamp(field.type.unit, "UTC"))
+            table = table.set_column(place, field.name, instants)
+    return table
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ This module imports neither torch nor transformers, so that a typo is reported i
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import unicodedata
 from datetime import date, datetime
@@ -73,13 +74,37 @@ class SimulatedShop(Section):
     seed: Seed = 7
 
 
+def _check_time_format(value: str) -> str:
+    """A `strptime` format of a whole date whose directives mean the same to Python and to the reader."""
+    directives = re.findall("%-?(.?)", value.replace(".%f", ""))
+    unknown = next((each for each in directives if each not in tuple("YymdejbBhaAHIpMSzTRDF%")), None)
+    if unknown == "f":
+        raise ValueError("%f stands for the digits of a fraction and must follow a dot: .%f")
+    if unknown is not None:
+        raise ValueError(f"%{unknown} is not known here; a format is such as %d/%m/%Y %H:%M, with %z for a zone")
+    if not {"Y", "y", "D", "F"} & set(directives):
+        raise ValueError("expected the format of a date with its year, such as %d/%m/%Y %H:%M")
+    if {"H", "I"} & set(directives) and "M" not in directives:
+        raise ValueError("hours need minutes: %H:%M")
+    if "I" in directives and "p" not in directives:
+        raise ValueError("%I is one of twelve hours and needs %p; the hour of a day is %H")
+    return value
+
+
 class Columns(Section):
     """Names of the columns of an `interactions` file."""
 
     user: Text = "user"
     item: Text = "item"
     timestamp: Text = "timestamp"
-    time_format: Annotated[Text, Field(pattern="%")] | None = None
+    time_format: Annotated[Text, AfterValidator(_check_time_format)] | None = None
+
+    @model_validator(mode="after")
+    def _three_columns(self) -> Self:
+        names = (self.user, self.item, self.timestamp)
+        if len(set(names)) < 3:
+            raise ValueError(f"user, item and timestamp must be three columns, got {', '.join(names)}")
+        return self
 
 
 class Download(Section):
@@ -94,18 +119,20 @@ def _as_moment(value: object) -> object:
     """A date that YAML has read as one, as text; a number as it is."""
     value = value.isoformat() if isinstance(value, date) else _no_bool(value)  # a datetime is a date too
     if isinstance(value, str):
+        for number in (int, float):
+            with contextlib.suppress(ValueError):
+                value = number(value)
+                break
+    if isinstance(value, str):
         with contextlib.suppress(ValueError):
-            return float(value)
-        try:
             datetime.fromisoformat(value)
-        except ValueError:
-            raise ValueError(
-                "expected a share below 1, a time as the data have it, or a date such as 2024-05-01"
-            ) from None
-    return value
+            return value
+    elif isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ValueError("expected a share below 1, a time as the data have it, or a date such as 2024-05-01")
 
 
-Moment = Annotated[Annotated[Float, Field(gt=0)] | str, BeforeValidator(_as_moment)]
+Moment = Annotated[int | float | str, BeforeValidator(_as_moment)]
 
 
 class TimeSplit(Section):
@@ -117,10 +144,19 @@ class TimeSplit(Section):
     @model_validator(mode="after")
     def _windows_in_order(self) -> Self:
         first, second = self.valid_from, self.test_from
-        kinds = ["date" if isinstance(value, str) else "share" if value < 1 else "number" for value in (first, second)]
+        kinds = [
+            "date" if isinstance(value, str) else "share" if 0 < value < 1 else "number" for value in (first, second)
+        ]
         if kinds[0] != kinds[1]:
             raise ValueError(f"valid_from and test_from must be of one kind, got a {kinds[0]} and a {kinds[1]}")
-        if kinds[0] != "date" and not float(first) < float(second):
+        if isinstance(first, str) and isinstance(second, str):
+            dates = [datetime.fromisoformat(value) for value in (first, second)]
+            if (dates[0].tzinfo is None) != (dates[1].tzinfo is None):
+                raise ValueError("valid_from and test_from must both have a zone, or none")
+            in_order = dates[0] < dates[1]
+        else:
+            in_order = first < second  # type: ignore[operator]
+        if not in_order:
             raise ValueError(f"valid_from ({first}) must be less than test_from ({second})")
         return self
 

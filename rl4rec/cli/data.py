@@ -37,7 +37,7 @@ def ingest(
     if found.part is None:
         typer.echo(f"{file}: nothing new, all {found.known} interactions are in the store")
     else:
-        typer.echo(f"{found.part}: {found.added} interactions added ({found.known} were there already)")
+        typer.echo(f"{found.part}: {found.added} interactions added ({found.known} left out: known, or twice)")
 
 
 @app.command(

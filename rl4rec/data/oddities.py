@@ -24,20 +24,20 @@ def oddities(stats: dict[str, Any]) -> list[str]:
 
 
 def repeated_share(stats: dict[str, Any]) -> float:
-    """Share of the test targets that the user has taken before."""
-    return _target_share(stats, "repeated_targets")
+    """Share of the targets that the user has taken before, in the fold where it is larger."""
+    return max(_target_share(stats, "repeated_targets", fold) for fold in ("valid", "test"))
 
 
 def describe_repeats(share: float) -> str | None:
     """What repeat purchases mean for masked figures; None where there are few.
 
     Args:
-        share: of the test targets.
+        share: of the targets of a fold.
     """
     if share < NOTABLE:
         return None
     return (
-        f"{_percent(share)} of the test targets are items that the user has taken before. With policy.mask_seen: true "
+        f"{_percent(share)} of the targets are items that the user has taken before. With policy.mask_seen: true "
         "they are never proposed, and test/full counts each as missed; test/full_unmasked counts them. If users should "
         "be shown such items again, set policy.mask_seen: false and decide by test/full_unmasked/ndcg@10"
     )
@@ -90,12 +90,13 @@ def _ties(stats: dict[str, Any]) -> list[str]:
 
 
 def _targets(stats: dict[str, Any]) -> list[str]:
-    found = []
+    found, by_time = [], stats.get("split", {}).get("kind") == "time"
     test, users = stats.get("held_out", {}).get("test", {}).get("users", 0), stats.get("users", 0)
     if users and (users - test) / users >= NOTABLE:
+        why = "no item in the test window, or none before it" if by_time else "fewer than three interactions"
         found.append(
-            f"{_percent((users - test) / users)} of {users:,} users have no test target (no item in the test window, "
-            "or none before it): figures say nothing about them"
+            f"{_percent((users - test) / users)} of {users:,} users have no test target ({why}): figures say nothing "
+            "about them"
         )
     cold = _target_share(stats, "cold_targets")
     if cold >= NOTABLE:
@@ -105,14 +106,14 @@ def _targets(stats: dict[str, Any]) -> list[str]:
         )
     without, both = stats.get("without_training", {}), (("users", users), ("items", stats.get("items", 0)))
     later = [f"{without[name]:,} {name}" for name, total in both if total and without.get(name, 0) / total >= NOTABLE]
-    if later:
+    if later and by_time:
         found.append(f"{' and '.join(later)} have no training interaction: they only appear later")
     return found
 
 
-def _target_share(stats: dict[str, Any], key: str) -> float:
-    test: dict[str, int | None] = stats.get("held_out", {}).get("test", {})
-    return (test.get(key) or 0) / max(test.get("users") or 0, 1)
+def _target_share(stats: dict[str, Any], key: str, fold: str = "test") -> float:
+    counts: dict[str, int | None] = stats.get("held_out", {}).get(fold, {})
+    return (counts.get(key) or 0) / max(counts.get("users") or 0, 1)
 
 
 def _percent(share: float) -> str:

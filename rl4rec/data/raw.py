@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import polars as pl
 
 from rl4rec.data.oddities import describe_left_out
 from rl4rec.data.sources.amazon import fetch_beauty, find_beauty, read_beauty
-from rl4rec.data.sources.files import table_form
+from rl4rec.data.sources.files import NoRecords, table_form
 from rl4rec.data.sources.interactions import read_interactions
 from rl4rec.data.sources.sequences import read_sequences
 from rl4rec.data.sources.simulated import simulate
 from rl4rec.data.sources.times import join_times
 from rl4rec.data.store import list_store
-from rl4rec.errors import UserError
+from rl4rec.errors import UserError, listed
 from rl4rec.params import DataParams
+
+_log = logging.getLogger(__name__)
 
 
 def raw_files(params: DataParams, *, fetch: bool) -> list[Path]:
@@ -79,8 +82,21 @@ def read_raw(params: DataParams, files: list[Path]) -> pl.DataFrame:
         case "sequences":
             return read_sequences(files[0])
         case "interactions":
-            parts = [read_interactions(file, params.columns) for file in files]
-            times = join_times(
-                [(file, part["time"]) for file, part in zip(files, parts, strict=True)], params.columns.timestamp
-            )
-            return pl.concat([part.with_columns(time) for part, time in zip(parts, times, strict=True)])
+            parts = _read_parts(files, params)
+            times = join_times([(file, part["time"]) for file, part in parts], params.columns.timestamp)
+            return pl.concat([part.with_columns(time) for (_, part), time in zip(parts, times, strict=True)])
+
+
+def _read_parts(files: list[Path], params: DataParams) -> list[tuple[Path, pl.DataFrame]]:
+    """The files with their rows, those without any left out."""
+    parts, empty = [], []
+    for file in files:
+        try:
+            parts.append((file, read_interactions(file, params.columns)))
+        except NoRecords:
+            empty.append(file)
+            if len(empty) == len(files):
+                raise
+    if empty:
+        _log.warning("%d of %d files of the data folder have no rows: %s", len(empty), len(files), listed(empty))
+    return parts

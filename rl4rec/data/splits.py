@@ -52,8 +52,8 @@ class TimeSplit:
         test_from: the same of the test window, which ends with the data.
     """
 
-    valid_from: float | str
-    test_from: float | str
+    valid_from: float | int | str
+    test_from: float | int | str
 
     def cut(self, times: npt.NDArray[Any], offsets: IntArray, kind: str) -> tuple[Cuts, tuple[str, str]]:
         """Cuts of the sequences, and the two moments in words.
@@ -80,19 +80,19 @@ class TimeSplit:
         return cuts, (str(valid), str(test))
 
 
-def _moment(value: float | str, times: npt.NDArray[Any], kind: str, name: str) -> Any:
+def _moment(value: float | int | str, times: npt.NDArray[Any], kind: str, name: str) -> Any:
     """A moment of the type of the times."""
     if isinstance(value, str):
         return _from_date(value, times, kind, f"data.time_split.{name}_from")
-    if value < 1:
+    if 0 < value < 1:
         ordered = np.sort(times)
-        return ordered[min(math.ceil(value * len(ordered)), len(ordered) - 1)]
+        return ordered[min(math.ceil(value * len(ordered) - 1e-6), len(ordered) - 1)]
     if kind != "number":
         raise UserError(
-            f"data.time_split.{name}_from: the times of these data are of kind '{kind}', got the number {value:g}. "
+            f"data.time_split.{name}_from: the times of these data are of kind '{kind}', got the number {value}. "
             "Write a date such as '2024-05-01', or a share of the interactions below 1."
         )
-    return int(value) if value == int(value) else value
+    return value
 
 
 def _from_date(text: str, times: npt.NDArray[Any], kind: str, key: str) -> Any:
@@ -100,13 +100,19 @@ def _from_date(text: str, times: npt.NDArray[Any], kind: str, key: str) -> Any:
     if kind == "number":
         since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
         microseconds = since // timedelta(microseconds=1)
-        return -(-microseconds * _units_per_second(times, key, text) // 10**6)  # the first whole number from then on
+        units = microseconds * _units_per_second(times, key, text)
+        if times.dtype.kind == "f":
+            return units / 10**6
+        return -(-units // 10**6)  # the first whole number from then on
     if kind == "date" and (moment.tzinfo is not None or moment.time() != datetime.min.time()):
         raise UserError(f"{key}: the times of these data are whole days, got {shown(text)}. Write a date.")
     if kind == "local" and moment.tzinfo is not None:
         raise UserError(f"{key}: the times of these data have no zone, got {shown(text)}. Leave the zone out.")
     if moment.tzinfo is not None:
-        moment = moment.astimezone(UTC).replace(tzinfo=None)
+        try:
+            moment = moment.astimezone(UTC).replace(tzinfo=None)
+        except OverflowError:
+            raise UserError(f"{key}: {shown(text)} is outside of the years 1 to 9999 in UTC. Write another.") from None
     return np.datetime64(moment, "us").astype(times.dtype)
 
 

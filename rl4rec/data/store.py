@@ -17,22 +17,25 @@ class Store(NamedTuple):
     """The files of a folder and its subfolders, in the order of their paths."""
 
     tables: list[Path]
-    left_out: list[Path]  # of no known form; hidden files and folders are not counted
+    left_out: list[Path]  # of no known form, or tables below a name with an underscore; hidden ones are not counted
 
 
 def list_store(folder: Path) -> Store:
     """The files of a folder and its subfolders, hidden ones left out; endings count in any case.
+
+    Names that begin with an underscore are those of working files (Spark, Hive, Delta): they are no tables here either.
 
     Raises:
         UserError: a folder cannot be read, or a file is a link to nothing, a pipe or a device: its interactions would
             be missing.
     """
     found = sorted(_files(folder, set()), key=lambda path: path.relative_to(folder).parts)
-    tables = [path for path in found if table_form(path) in _FORMS]
+    private = {path for path in found if any(part.startswith("_") for part in path.relative_to(folder).parts)}
+    tables = [path for path in found if table_form(path) in _FORMS and path not in private]
     for path in tables:
         if not path.is_file():
             raise UserError(f"{path}: not a file (a link to nothing, or a pipe). Remove or replace it.")
-    return Store(tables, [path for path in found if table_form(path) not in _FORMS])
+    return Store(tables, [path for path in found if (table_form(path) in _FORMS) == (path in private)])
 
 
 def _files(folder: Path, above: set[str]) -> Iterator[Path]:

@@ -97,7 +97,7 @@ def evaluate(name: str, policy: RankingPolicy, data: PreparedData, params: Evalu
         UserError: a score is NaN, or nobody has a held-out item.
     """
     folds = [ranked_fold(data, fold) for fold in FOLDS]
-    repeats = describe_repeats(float(folds[-1].repeated.mean()))
+    repeats = describe_repeats(max(float(fold.repeated.mean()) for fold in folds))
     if repeats:
         _log.warning("%s", repeats)
     return _evaluate(name, [(fold, fold.block_scorer(policy)) for fold in folds], data, params)

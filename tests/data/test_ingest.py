@@ -151,6 +151,6 @@ def test_the_command(tmp_path: Path) -> None:
         ]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    assert "1 interactions added (0 were there already)" in run()
+    assert "1 interactions added (0 left out: known, or twice)" in run()
     assert "nothing new, all 1 interactions are in the store" in run()
     assert pl.read_parquet(next((tmp_path / "store").glob("part-*"))).columns == ["customer", "sku", "at"]

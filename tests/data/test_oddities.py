@@ -35,7 +35,7 @@ def prepared(folder: Path, repeats: int) -> PreparedData:
 def test_repeat_purchases_are_said_by_every_stage(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, repeats: int, said: bool
 ) -> None:
-    sentence = f"{repeats / USERS * 100:.1f} % of the test targets are items that the user has taken before"
+    sentence = f"{repeats / USERS * 100:.1f} % of the targets are items that the user has taken before"
     caplog.set_level(logging.WARNING)
     data = prepared(tmp_path, repeats)
     assert (sentence in caplog.text) == said

@@ -34,7 +34,7 @@ def rows_of(ragged) -> list[list[int]]:
 def prepared(
     folder: Path, days: dict[str, list[int]] = DAYS, *, when=lambda day: day, **settings: object
 ) -> PreparedData:
-    rows = [(user, "abcdef"[n], when(day)) for user, each in days.items() for n, day in enumerate(each)]
+    rows = [(user, "abcdefghij"[n], when(day)) for user, each in days.items() for n, day in enumerate(each)]
     folder.mkdir(exist_ok=True)
     pl.DataFrame(rows, schema=["user", "item", "timestamp"], orient="row").write_csv(folder / "rows.csv")
     params = DataParams(source="interactions", path=str(folder / "rows.csv"), k_core=1, **(WINDOWS | settings))
@@ -167,7 +167,7 @@ def test_a_file_with_an_order_only_has_no_time(tmp_path: Path) -> None:
         ({"valid_from": 0.9, "test_from": 0.8}, "must be less than"),
         ({"valid_from": 0.8, "test_from": "2024-01-01"}, "of one kind, got a share and a date"),
         ({"valid_from": "soon"}, "a date such as 2024-05-01"),
-        ({"valid_from": 0}, "greater than 0"),
+        ({"valid_from": 0}, "of one kind, got a number and a share"),
         ({"valid_from": True}, "boolean"),
     ],
 )
@@ -192,3 +192,39 @@ def test_the_oracle_follows_the_windows(tmp_path: Path) -> None:
         np.testing.assert_allclose(oracle.sum(axis=1), 1, atol=1e-5)
         assert oracle[rows, split.targets].min() > 0
         assert all(oracle[row, split.history[row]].max() == 0 for row in rows)
+
+
+def test_moments_keep_their_digits(tmp_path: Path) -> None:
+    large = {"valid_from": 9007199254740993, "test_from": 9007199254740995}
+    assert (Setting(**large).valid_from, Setting(**large).test_from) == (9007199254740993, 9007199254740995)
+    data = prepared(tmp_path / "a", {f"u{n}": [9007199254740990 + step for step in range(7)] for n in range(3)},
+                    time_split=large)  # fmt: skip
+    assert set(data.windows.valid.tolist()) == {3} and set(data.windows.test.tolist()) == {5}
+    quarters = {f"u{n}": [1714521600 + step / 4 for step in range(6)] for n in range(3)}
+    dates = {"valid_from": "2024-05-01T00:00:00.5", "test_from": "2024-05-01T00:00:01"}
+    data = prepared(tmp_path / "b", quarters, time_split=dates)  # type: ignore[arg-type]
+    assert set(data.windows.valid.tolist()) == {2} and set(data.windows.test.tolist()) == {4}
+    hundred = {f"u{n}": [n, n + 10, n + 20, *range(n + 30, n + 100, 10)] for n in range(10)}  # 0 to 99, once each
+    data = prepared(tmp_path / "c", hundred, time_split={"valid_from": 0.28, "test_from": 0.9})
+    assert data.stats["split"]["valid_from"] == "28"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"valid_from": "2024-05-01", "test_from": "2024-04-01"},
+        {"valid_from": "2024-05-01T10:00Z", "test_from": "2024-06-01"},
+        {"valid_from": float("inf")},
+    ],
+)
+def test_moments_that_cannot_be_are_found_with_the_settings(setting: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=r"1 validation error"):
+        Setting(**setting)  # type: ignore[arg-type]
+
+
+def test_a_date_at_the_edge_of_the_calendar_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="outside of the years 1 to 9999"):
+        prepared(
+            tmp_path, when=lambda day: f"2024-01-{day:02d}T00:00Z",
+            time_split={"valid_from": "2024-01-10T00:00Z", "test_from": "9999-12-31T23:59-05:00"},
+        )  # fmt: skip

@@ -1,16 +1,21 @@
 """Times of a user's own files: one kind, one unit, no digit lost; and what is said where that cannot be."""
 
 import datetime as dt
+import json
 import logging
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from rl4rec.data.ingest import ingest
 from rl4rec.data.prepare import prepare
 from rl4rec.data.raw import raw_files, read_raw
 from rl4rec.data.sources.interactions import read_interactions
+from rl4rec.data.store import list_store
 from rl4rec.errors import UserError
 from rl4rec.params import Columns, DataParams
 
@@ -207,7 +212,9 @@ def test_a_format_of_ones_own(tmp_path: Path) -> None:
 def test_nanoseconds_keep_their_order_or_are_refused(tmp_path: Path) -> None:
     close = [1714557602123456789, 1714557602123456790]
     assert times_of(csv(tmp_path / "a.csv", *close)) == close
-    for name, third in (("b.csv", "1714557602123456791.5"), ("c.csv", "1.5"), ("d.csv", "1e3")):
+    with pytest.raises(UserError, match="line 4: 'timestamp' has more digits than a decimal number keeps: 17145"):
+        times_of(csv(tmp_path / "b.csv", *close, "1714557602123456791.5"))
+    for name, third in (("c.csv", "1.5"), ("d.csv", "1e3")):
         with pytest.raises(UserError, match=r"line 2: 'timestamp' is about 1\.71456e\+18, .* lose digits"):
             times_of(csv(tmp_path / name, *close, third))
     csv(tmp_path / "in" / "1.csv", *close)
@@ -224,9 +231,131 @@ def test_decimals_in_parquet_are_whole_where_they_can_be(tmp_path: Path) -> None
         return times_of(path)
 
     assert written(pl.Series([1.0, 2.0])) == [1, 2]
+    with pytest.raises(UserError, match="lose digits"):
+        written(pl.Series([1714521600123456789.0, 1714521600123456999.0]))  # two nanoseconds that are one float
+    with pytest.raises(UserError, match="lose digits"):
+        written(pl.Series([1714521600.0, 1714521640.0], dtype=pl.Float32))
     assert written(pl.Series([1.5, 2.0])) == [1.5, 2.0]
     assert written(pl.Series(["1714557602123456789", "1714557602123456790"]).cast(pl.Decimal(38, 0))) == [
         1714557602123456789, 1714557602123456790,
     ]  # fmt: skip
     with pytest.raises(UserError, match="lose digits"):
         written(pl.Series([1.5, 2.0**60]))
+
+
+def test_seconds_with_nanoseconds_behind_the_point(tmp_path: Path) -> None:
+    python = [1714521600.123456, 1714521600.1234567]  # as Python prints its clock: every digit is kept
+    assert times_of(csv(tmp_path / "a.csv", *python)) == python
+    message = r"line \d: 'timestamp' has more digits than a decimal number keeps: 1714521600\.123456788"
+    with pytest.raises(UserError, match=message):
+        times_of(csv(tmp_path / "b.csv", "1714521600.123456788", "1714521600.123456789"))
+    exact = pl.Series(["1714521600.123456788", "1714521600.123456789"]).cast(pl.Decimal(38, 9))
+    pl.DataFrame({"user": ["u", "u"], "item": ["i", "j"], "timestamp": exact}).write_parquet(tmp_path / "c.parquet")
+    with pytest.raises(UserError, match=message):
+        times_of(tmp_path / "c.parquet")
+
+
+# --- what other writers make ------------------------------------------------------------------------
+
+
+def test_int96_of_spark_and_names_of_zones(tmp_path: Path) -> None:
+    times = [dt.datetime(2024, 1, 1), dt.datetime(9999, 12, 31), dt.datetime(1600, 1, 1)]
+    columns = {"user": ["u"] * 3, "item": list("abc")}
+    table = pa.table(columns | {"timestamp": pa.array(times, pa.timestamp("us"))})
+    pq.write_table(table, tmp_path / "a.parquet", use_deprecated_int96_timestamps=True)
+    assert times_of(tmp_path / "a.parquet") == times
+    for zone in ("+02:00", "Europe/Berlin"):
+        instants = pa.array([dt.datetime(2024, 1, 1, tzinfo=UTC)] * 3, pa.timestamp("ms", zone))
+        pq.write_table(pa.table(columns | {"timestamp": instants}), tmp_path / "b.parquet")
+        assert times_of(tmp_path / "b.parquet") == [dt.datetime(2024, 1, 1, tzinfo=UTC)] * 3
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pa.array([2**63 - 1], pa.timestamp("ms")),
+        pa.array([2**31 - 1], pa.date32()),
+        pa.array([2**62], pa.timestamp("us")),
+    ],
+)
+def test_what_stands_for_never_is_refused_with_its_line(tmp_path: Path, times: pa.Array) -> None:
+    pq.write_table(pa.table({"user": ["u"], "item": ["i"], "timestamp": times}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet, line 1: 'timestamp' is outside of the years 1 to 9999"):
+        times_of(tmp_path / "a.parquet")
+
+
+def test_text_of_other_columns_types(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user": ["u"], "item": ["i"], "timestamp": ["2024-05-01 10:00:00,5"]})
+    frame.with_columns(pl.col("timestamp").cast(pl.Categorical)).write_parquet(tmp_path / "a.parquet")
+    assert times_of(tmp_path / "a.parquet") == [dt.datetime(2024, 5, 1, 10, microsecond=500_000)]
+    ids = pl.Series([12345678901234567890], dtype=pl.Decimal(38, 0))
+    pl.DataFrame({"user": ids, "item": ids, "timestamp": [1]}).write_parquet(tmp_path / "b.parquet")
+    assert read_interactions(tmp_path / "b.parquet", Columns())["user"].to_list() == ["12345678901234567890"]
+
+
+def test_json_of_mixed_numbers_and_ids(tmp_path: Path) -> None:
+    rows = [(1, 1714521600), ("a", 1714521600.5), (18446744073709551615, 1714521601)]
+    lines = [json.dumps({"user": user, "item": "i", "timestamp": time}) for user, time in rows]
+    for name, order in (("a", lines), ("b", lines[::-1])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(order))
+        read = read_interactions(tmp_path / f"{name}.jsonl", Columns()).sort("time")
+        assert read["user"].to_list() == ["1", "a", "18446744073709551615"]
+        assert read["time"].to_list() == [1714521600, 1714521600.5, 1714521601]
+
+
+def test_parts_without_rows_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    csv(tmp_path / "in" / "1.csv", 1)
+    csv(tmp_path / "in" / "2.csv")
+    with caplog.at_level(logging.WARNING):
+        assert len(raw(tmp_path / "in")) == 1
+    assert "1 of 2 files of the data folder have no rows" in caplog.text
+    (tmp_path / "in" / "1.csv").unlink()
+    with pytest.raises(UserError, match="no records"):
+        raw(tmp_path / "in")
+
+
+def test_working_files_of_writers_are_no_tables(tmp_path: Path) -> None:
+    csv(tmp_path / "in" / "part-0.csv", 1)
+    (tmp_path / "in" / "_SUCCESS").touch()
+    csv(tmp_path / "in" / "_temporary" / "part-0.csv", 1)
+    assert len(raw(tmp_path / "in")) == 1
+    assert [path.name for path in list_store(tmp_path / "in").left_out] == ["part-0.csv"]
+
+
+@pytest.mark.parametrize(
+    ("time_format", "message"),
+    [
+        ("%Y-%m-%d %H:%M:%S,%f", "must follow a dot"),
+        ("%Y-%m-%d %H:%M %Z", "%Z is not known"),
+        ("%H:%M", "with its year"),
+        ("%d/%m/%Y %H", "hours need minutes"),
+        ("%d/%m/%Y %I:%M", "needs %p"),
+        ("%Q%%", "%Q is not known"),
+    ],
+)
+def test_formats_that_would_be_misread_are_refused(time_format: str, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Columns(time_format=time_format)
+
+
+def test_a_format_with_a_zone_takes_a_z(tmp_path: Path) -> None:
+    path = csv(tmp_path / "a.csv", " 01.05.2024 10:00Z ", "01.05.2024 12:00+02:00")
+    assert times_of(path, "%d.%m.%Y %H:%M%z") == [dt.datetime(2024, 5, 1, 10, tzinfo=UTC)] * 2
+
+
+def test_ids_like_decimals_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        read_interactions(csv(tmp_path / "a.csv", 1, 2, user="5.0"), Columns())
+    assert "the ids in column 'user' are like '5.0'" in caplog.text
+
+
+def test_a_fraction_elsewhere_leaves_the_ties_of_whole_numbers_as_they_are(tmp_path: Path) -> None:
+    rows = [(f"u{user}", f"i{item}", 1) for user in range(20) for item in range(6)]
+    settings = {"source": "interactions", "k_core": 1}
+    hashes = []
+    for name, more in (("a", []), ("b", [("new", "i0", 2.5), ("new", "i1", 3.5), ("new", "i2", 4.5)])):
+        pl.DataFrame([*map(list, rows), *map(list, more)], schema=["user", "item", "timestamp"], orient="row",
+                     strict=False).write_csv(tmp_path / f"{name}.csv")  # fmt: skip
+        data = prepare(DataParams(**settings, path=str(tmp_path / f"{name}.csv")), tmp_path / "out")
+        hashes.append({user: data.sequences[row].tolist() for row, user in enumerate(data.users) if user != "new"})
+    assert hashes[0] == hashes[1]

@@ -37,6 +37,10 @@ _TYPES: dict[pl.DataType, tuple[tuple[type, ...], str]] = {
 }
 
 
+class NoRecords(UserError):
+    """A file that is whole but holds nothing; among others it may be left out."""
+
+
 def table_form(path: Path) -> str:
     """What a file's name says that it is: its ending in small letters, without `.gz`; empty where there is none."""
     name = path.name.lower().removesuffix(".gz")
@@ -150,7 +154,7 @@ def read_delimited(path: Path, *, separator: str, columns: Sequence[str] | None,
     except pl.exceptions.PolarsError as error:
         _blame_delimited(path, separator, columns, error)
     if frame.is_empty():
-        raise UserError(f"{path}: no records. Expected one interaction per line.")
+        raise NoRecords(f"{path}: no records. Expected one interaction per line.")
     check_complete(path, frame, use)
     return frame
 

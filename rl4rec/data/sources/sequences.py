@@ -24,7 +24,10 @@ def read_sequences(path: Path, item_names: Path | None = None) -> pl.DataFrame:
     Raises:
         UserError: an unreadable file, a user without items or on two lines, an id that `item_names` lacks.
     """
-    lines = pl.DataFrame({"text": read_text(path).split("\n")}).with_row_index("line", offset=1)
+    text = read_text(path)
+    if "\r" in text.replace("\r\n", "\n"):
+        raise UserError(f"{path}: lines end with a bare carriage return. Convert them to end with a newline.")
+    lines = pl.DataFrame({"text": text.split("\n")}).with_row_index("line", offset=1)
     words = lines.select("line", pl.col("text").str.extract_all(r"\S+").alias("words"))
     words = words.filter(pl.col("words").list.len() > 0)
     users = words.select(

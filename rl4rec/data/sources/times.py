@@ -26,7 +26,7 @@ _EXACT = 2**53  # from here on a decimal number skips whole numbers
 _APART = 300.0  # a factor between two ranges of numbers that only another unit explains: 1000, and room for growth
 _EPOCH = 10**8  # seconds, milliseconds ... since 1970 are larger
 _DAY = r"\d{4}-\d{2}-\d{2}"
-_CLOCK = r"\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?"
+_CLOCK = r"\d{2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?"
 _ZONE = r" ?(?:[Zz]|UTC|GMT|[+-]\d{2}(?::?\d{2})?)"
 _FORMS: dict[str, str] = {
     "number": r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?",
@@ -67,18 +67,21 @@ def parse_times(path: Path, column: pl.Series, lines: pl.Series, time_format: st
     Raises:
         UserError: no time, or one of another kind than the first, with the line; or digits would be lost.
     """
-    if time_format is not None and (column.dtype == pl.String or column.dtype.is_integer()):
-        return _formatted(path, column.cast(pl.String), lines, time_format)
+    if column.dtype in (pl.Categorical, pl.Enum):
+        column = column.cast(pl.String)
+    if time_format is not None and (column.dtype == pl.String or column.dtype.is_numeric()):
+        text = column if column.dtype == pl.String else _whole_text(path, column, lines)
+        return _formatted(path, text.str.strip_chars(), lines, time_format)
     if column.dtype == pl.String:
-        return _from_text(path, column.str.strip_chars(), lines)
+        return _within_years(path, _from_text(path, column.str.strip_chars(), lines), lines)
     if column.dtype.is_integer():
         return _whole(path, column, lines)
     if column.dtype.is_float() or column.dtype.is_decimal():
         return _decimal(path, column, lines)
     if column.dtype == pl.Date:
-        return column
+        return _within_years(path, column, lines)
     if isinstance(column.dtype, pl.Datetime):
-        return _in_microseconds(path, column)
+        return _in_microseconds(path, _within_years(path, column, lines))
     raise UserError(
         f"{path}: column '{column.name}' holds {column.dtype}. Times must be numbers, dates or ISO text. "
         "Convert the column."
@@ -139,9 +142,9 @@ def _require_one_unit(parts: Sequence[tuple[Path, pl.Series]], column: str) -> N
 
 
 def _typical(times: pl.Series) -> tuple[float, float]:
-    """A middle and a large absolute value, both at least 1."""
+    """A middle and a large absolute value, both at least 10: the first numbers of a counter are no unit."""
     sizes = times.cast(pl.Float64).abs()
-    return max(float(sizes.quantile(0.5) or 0), 1.0), max(float(sizes.quantile(0.99) or 0), 1.0)
+    return max(float(sizes.quantile(0.5) or 0), 10.0), max(float(sizes.quantile(0.99) or 0), 10.0)
 
 
 def _largest(times: pl.Series) -> int:
@@ -177,18 +180,32 @@ def _from_numbers(path: Path, text: pl.Series, lines: pl.Series) -> pl.Series:
     if not whole.has_nulls():
         return _one_unit_within(path, whole, lines)
     numbers = text.cast(pl.Float64, strict=False)
+    _require_digits(path, text, numbers, lines)
     numbers = pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series().alias(text.name)
     return numbers if numbers.has_nulls() else _exact(path, numbers, lines)
 
 
-def _exact(path: Path, numbers: pl.Series, lines: pl.Series) -> pl.Series:
+def _require_digits(path: Path, text: pl.Series, numbers: pl.Series, lines: pl.Series) -> None:
+    """Refuse text with more digits than a decimal number keeps, such as nanoseconds behind the point."""
+    long = text.str.contains(r"\.\d*[1-9]0*$") & (text.str.count_matches(r"\d") > 15)
+    written = text.str.strip_prefix("+").str.strip_chars_end("0")
+    lost = (long & numbers.is_finite() & (numbers.cast(pl.String).str.strip_chars_end("0") != written)).fill_null(False)
+    if lost.any():
+        row = int(lost.arg_true()[0])
+        raise UserError(
+            f"{path}, line {lines[row]}: '{text.name}' has more digits than a decimal number keeps: {text[row]}. Times "
+            "would lose their order. Write whole numbers, in a smaller unit."
+        )
+
+
+def _exact(path: Path, numbers: pl.Series, lines: pl.Series, limit: int = _EXACT) -> pl.Series:
     """Decimals, whole numbers where all are whole; those beyond 2^53 would lose digits, and with them the order."""
-    beyond = numbers.abs() >= _EXACT
+    beyond = numbers.abs() >= limit
     if beyond.any():
         row = int(beyond.arg_true()[0])
         raise UserError(
             f"{path}, line {lines[row]}: '{numbers.name}' is about {numbers[row]:.6g}, and not all of these times are "
-            "whole numbers of at most 64 bits: beyond 2^53 they would lose digits, and with them their order. "
+            "whole numbers of at most 64 bits: decimal numbers of this size lose digits, and with them their order. "
             "Write all as whole numbers, in a smaller unit where there are fractions."
         )
     whole = numbers.cast(pl.Int64)
@@ -199,8 +216,7 @@ def _from_iso(path: Path, text: pl.Series, kind: str) -> pl.Series:
     """Dates, local times or instants of ISO text that has the right form; null where there is no such day or time."""
     if kind == "date":
         return text.str.to_date("%Y-%m-%d", strict=False)
-    frame = text.str.replace("[Tt]", " ").to_frame("text")
-    fine = int(text.str.contains(r"\.\d{6}\d*[1-9]").sum())
+    frame = text.str.replace("[Tt]", " ").str.replace(",", ".", literal=True).to_frame("text")
     clock = pl.col("text").str.extract(f"^({_DAY} {_CLOCK})")
     seconds = pl.when(clock.str.len_chars() == len("2024-05-01 10:00")).then(clock + ":00").otherwise(clock)
     local = seconds.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False)
@@ -211,14 +227,16 @@ def _from_iso(path: Path, text: pl.Series, kind: str) -> pl.Series:
         ahead = (hours * 60 + minutes) * pl.when(zone.str.starts_with("-")).then(-1).otherwise(1)
         ahead = pl.when(zone.is_null()).then(0).otherwise(pl.when((hours <= 14) & (minutes < 60)).then(ahead))
         local = (local - pl.duration(minutes=ahead)).dt.replace_time_zone("UTC")
-    _say_lost(path, text.name, fine, len(text))
+    _say_lost(path, text.name, _count_finer(text), len(text))
     return frame.select(local.alias(text.name)).to_series()
 
 
 def _formatted(path: Path, text: pl.Series, lines: pl.Series, time_format: str) -> pl.Series:
-    # Python's %f is a fraction, that of polars a whole number of nanoseconds.
+    # Python's %f is a fraction, that of polars a whole number of nanoseconds; and Python's %z takes a Z.
     directives = time_format.replace(".%f", "%.f").replace("%-", "%")
-    zoned, clock = "%z" in directives, any(f"%{each}" in directives for each in _CLOCK_FORMATS) or "%.f" in directives
+    zoned, clock = "%z" in directives, any(f"%{each}" in directives for each in _CLOCK_FORMATS)
+    if zoned:
+        text = text.str.replace("[Zz]$", "+0000")
     try:
         if clock or zoned:
             parsed = text.str.strptime(pl.Datetime("us", "UTC" if zoned else None), directives, strict=False)
@@ -235,7 +253,43 @@ def _formatted(path: Path, text: pl.Series, lines: pl.Series, time_format: str) 
             f"{path}, line {lines[row]}: '{text.name}' is not of data.columns.time_format {shown(time_format)}: "
             f"{shown(text[row])}. Mend or remove that line, or change the format."
         )
+    if "%.f" in directives:
+        _say_lost(path, text.name, _count_finer(text), len(text))
     return parsed
+
+
+def _count_finer(text: pl.Series) -> int:
+    """How many texts have digits beyond the microsecond."""
+    return int(text.str.contains(r"[.,]\d{6}\d*[1-9]").sum())
+
+
+def _whole_text(path: Path, column: pl.Series, lines: pl.Series) -> pl.Series:
+    """Numbers such as 20240501 as text, for a format."""
+    whole = column.cast(pl.Int64, strict=False)
+    odd = whole.is_null() | (whole != column)
+    if odd.any():
+        row = int(odd.arg_true()[0])
+        raise UserError(
+            f"{path}, line {lines[row]}: '{column.name}' is not of data.columns.time_format: {column[row]}. "
+            "Mend or remove that line, or change the format."
+        )
+    return whole.cast(pl.String)
+
+
+def _within_years(path: Path, times: pl.Series, lines: pl.Series) -> pl.Series:
+    """Refuse dates and times outside of the years 1 to 9999, such as those that stand for infinity."""
+    if times.dtype.is_numeric() or times.is_empty():
+        return times
+    since = times.to_physical()
+    if isinstance(times.dtype, pl.Datetime):
+        since = since // ({"ms": 10**3, "us": 10**6, "ns": 10**9}[times.dtype.time_unit] * 86_400)
+    outside = ~since.is_between(-719_162, 2_932_896)  # days since 1970
+    if outside.any():
+        row = int(outside.arg_true()[0])
+        raise UserError(
+            f"{path}, line {lines[row]}: '{times.name}' is outside of the years 1 to 9999. Mend or remove that line."
+        )
+    return times
 
 
 def _whole(path: Path, column: pl.Series, lines: pl.Series) -> pl.Series:
@@ -257,9 +311,12 @@ def _decimal(path: Path, column: pl.Series, lines: pl.Series) -> pl.Series:
             raise UserError(
                 f"{path}, line {lines[row]}: '{column.name}' is not a number: {column[row]}. Mend or remove that line."
             )
+        limit = 2**24 if column.dtype == pl.Float32 else _EXACT
+        return _exact(path, column.cast(pl.Float64), lines, limit)
     whole = column.cast(pl.Int64, strict=False)
     if not whole.has_nulls() and bool((whole.cast(column.dtype) == column).all()):
         return _one_unit_within(path, whole, lines)
+    _require_digits(path, column.cast(pl.String), column.cast(pl.Float64), lines)
     return _exact(path, column.cast(pl.Float64), lines)
 
 
