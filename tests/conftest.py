@@ -77,7 +77,8 @@ def save_prepared(tiny_data: PreparedData) -> PreparedData:
 
     tiny_data.folder.mkdir(parents=True)
     rows = [tiny_data.sequences[row].tolist() for row in range(len(tiny_data.sequences))]
-    pl.DataFrame({"user": tiny_data.users, "items": rows}).with_columns(
+    windows = {"before_valid": tiny_data.windows.valid, "before_test": tiny_data.windows.test}
+    pl.DataFrame({"user": tiny_data.users, "items": rows, **windows}).with_columns(
         pl.col("items").cast(pl.List(pl.Int32))
     ).write_parquet(tiny_data.folder / "sequences.parquet")
     pl.DataFrame({"item": tiny_data.item_ids, "count": tiny_data.item_counts}).write_parquet(

@@ -31,9 +31,12 @@ def workspace(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     counts = np.bincount([item for row in rows for item in row[:-2]], minlength=40)
     schema = {"user": pl.String, "items": pl.List(pl.Int32)}
-    pl.DataFrame({"user": [f"u{i}" for i in range(60)], "items": rows}, schema=schema).write_parquet(
-        folder / "sequences.parquet"
-    )
+    cuts = [
+        (pl.col("items").list.len().cast(pl.Int32) - back).alias(name)
+        for name, back in (("before_valid", 2), ("before_test", 1))
+    ]
+    table = pl.DataFrame({"user": [f"u{i}" for i in range(60)], "items": rows}, schema=schema)
+    table.with_columns(cuts).write_parquet(folder / "sequences.parquet")
     pl.DataFrame({"item": [f"i{i}" for i in range(40)], "count": counts}).write_parquet(folder / "items.parquet")
     (folder / "stats.json").write_text(json.dumps({"data_hash": "abc", "source": "simulated"}))
     truth = rng.dirichlet(np.ones(40), 60).astype(np.float32).tolist()
