@@ -23,6 +23,7 @@ def rows(folder: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "logs" / f"{name}.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.timeout(1200)
 def test_all_stages_train_on_the_latest_feedback(tmp_path: Path) -> None:
     refit = yaml.safe_load((ROOT / "refit.yaml").read_text())
     folder = make_project(tmp_path / "project", merge_settings(TINY, refit))
