@@ -30,7 +30,7 @@ def parse_json(text: str, *, constants: bool = True) -> Any:
         constants: take NaN and Infinity, which Python writes and JSON does not know.
 
     Raises:
-        ValueError: it is not one , or nested too deeply to be read.
+        ValueError: it is not one, or nested too deeply to be read.
     """
     try:
         return json.loads(text, parse_constant=None if constants else _refuse_constant)

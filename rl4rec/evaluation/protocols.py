@@ -38,12 +38,11 @@ from rl4rec.evaluation.ranking import (
 )
 from rl4rec.model.device import to_device
 from rl4rec.model.ranking import RankingPolicy
-from rl4rec.params import EvaluateParams
+from rl4rec.params import DIVERSITY_K, EvaluateParams
 
 METRICS: tuple[Literal["ndcg", "hit", "mrr"], ...] = ("ndcg", "hit", "mrr")
 DECIMALS = 8
 SLATE_LENGTH = 10  # items a user that are kept of the test fold, at most: what a person can look at
-_DIVERSITY_KS = 10  # the largest cut-off it is measured at: pairs grow with the square
 
 Ranks = npt.NDArray[np.int32]
 
@@ -144,8 +143,8 @@ def _evaluate(
             if protocol in shown:
                 measured |= _beyond_accuracy(shown[protocol], data, params.ks)
             if protocol == "full":
-                small = [k for k in params.ks if k <= _DIVERSITY_KS]
-                diversity = together.diversity(shown["full"][:, :_DIVERSITY_KS], small)
+                small = [k for k in params.ks if k <= DIVERSITY_K]
+                diversity = together.diversity(shown["full"][:, :DIVERSITY_K], small)
                 measured |= {("diversity", k): value for k, value in zip(small, diversity, strict=True)}
             found |= {
                 metrics.metric_key(fold.name, protocol, metric, k): round(value, DECIMALS)

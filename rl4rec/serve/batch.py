@@ -119,5 +119,5 @@ def _read_json_lines(path: Path) -> pl.DataFrame:
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path}: cannot be read ({reason}). Expected one JSON object a line, with a key history."
+            f"{path}: cannot be read ({reason}). Expected one JSON object per line, with a key history."
         ) from None

@@ -20,7 +20,7 @@ import polars as pl
 
 from rl4rec.errors import UserError, shown
 
-INSTANT, LOCAL = pl.Datetime("us", "UTC"), pl.Datetime("us")
+_INSTANT = pl.Datetime("us", "UTC")
 
 _EXACT = 2**53  # from here on a decimal number skips whole numbers
 _APART = 300.0  # a factor between two ranges of numbers that only another unit explains: 1000, and room for growth
@@ -40,7 +40,7 @@ _WORDS = {
     "local": "a local time (without a zone)",
     "instant": "an instant (with a zone)",
 }
-_CLOCK_FORMATS = "HIklMSTRXrcps"  # directives of a format with a time of day
+_CLOCK_FORMATS = "HIMSTRp"  # directives of a format with a time of day
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def time_kind(dtype: pl.DataType) -> str:
     """The kind of a column that `parse_times` returned: number, date, local or instant."""
     if dtype.is_numeric():
         return "number"
-    return "date" if dtype == pl.Date else "instant" if dtype == INSTANT else "local"
+    return "date" if dtype == pl.Date else "instant" if dtype == _INSTANT else "local"
 
 
 def parse_times(path: Path, column: pl.Series, lines: pl.Series, time_format: str | None = None) -> pl.Series:

@@ -1,6 +1,6 @@
 """The files of an outbox.
 
-`<name>.jsonl`   the operations of one run, one JSON object a line, as they came; paths start at the project
+`<name>.jsonl`   the operations of one run, one JSON object per line, as they came; paths start at the project
 `<name>.sent`    how many of them the server has taken, and the id of the run there
 `<name>.lock`    held by the process whose run it is; the system gives it back when that process dies
 `silent-since`   its time of change is when a server did not answer last
