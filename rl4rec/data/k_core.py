@@ -72,12 +72,8 @@ def same_as_before(rows: pl.DataFrame, *columns: str) -> pl.Series:
 
 def _tie_key(users: pl.Series, items: pl.Series, rows: pl.DataFrame, seed: int) -> npt.NDArray[np.uint64]:
     """A hash of seed, user, time and item for each row, (n,): of the raw ids, so that new data leave it as it is."""
-    time = rows["time"].to_physical()
-    if time.dtype == pl.Float64:  # a whole number has one key, whatever type a fraction elsewhere gave it
-        whole = time.cast(pl.Int64, strict=False)
-        bits = np.where(whole == time, whole.fill_null(0).to_numpy().view(np.uint64), time.to_numpy().view(np.uint64))
-    else:
-        bits = time.cast(pl.Int64).to_numpy().view(np.uint64)
+    # Without fractions: a whole number has one key, whatever type a fraction elsewhere gave it.
+    bits = rows["time"].to_physical().cast(pl.Int64).to_numpy().view(np.uint64)
     key = _mix(np.full(len(rows), seed, np.uint64))
     key = _mix(key ^ _digests(users)[rows["user"].to_numpy()])
     key = _mix(key ^ bits)

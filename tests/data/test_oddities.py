@@ -55,6 +55,16 @@ def test_repeat_purchases_are_said_by_every_stage(
         assert found.metrics["test/full/hit@10"] <= 2 / 40 < found.metrics["test/full_unmasked/hit@10"]
 
 
+def test_repeats_on_validation_are_said_too(tmp_path: Path) -> None:
+    """Checkpoints are chosen there: three of four users take their first item again before the last one."""
+    rows = [(f"u{user}", item, n) for user in range(4) for n, item in enumerate("abcad" if user else "abcde")]
+    pl.DataFrame(rows, schema=["user", "item", "timestamp"], orient="row").write_csv(tmp_path / "rows.csv")
+    params = DataParams(source="interactions", path=str(tmp_path / "rows.csv"), k_core=1)
+    stats = prepare(params, tmp_path / "out").stats
+    assert (stats["held_out"]["valid"]["repeated_targets"], stats["held_out"]["test"]["repeated_targets"]) == (3, 0)
+    assert any(sentence.startswith("75.0 % of the targets") for sentence in oddities(stats))
+
+
 def test_the_sentence_names_the_setting_and_the_figure() -> None:
     sentence = describe_repeats(0.5) or ""
     assert "policy.mask_seen: false" in sentence and "test/full_unmasked/ndcg@10" in sentence

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rl4rec.data.dataset import PreparedData, Ragged
 from rl4rec.data.splits import Cuts
 from rl4rec.errors import UserError
+from rl4rec.evaluation.negatives import sample_negatives
 from rl4rec.evaluation.protocols import evaluate, evaluate_oracle
 from rl4rec.evaluation.validation import validate
 from rl4rec.model import scores as scoring
@@ -163,8 +164,6 @@ def test_factors_that_are_not_finite_are_refused() -> None:
 
 
 def test_sampled_ranks_equal_brute_force_over_the_stored_negatives() -> None:
-    from rl4rec.evaluation.negatives import sample_negatives
-
     rng = np.random.default_rng(3)
     sequences = [rng.integers(0, 30, rng.integers(3, 9)).tolist() for _ in range(40)]
     data = prepared(sequences, 30)
@@ -296,6 +295,11 @@ def test_folds_of_different_users() -> None:
         assert result.ranks[f"{fold}/full"].gather(places).to_list() == expected
         assert result.metrics[f"{fold}/full/hit@1"] == np.mean([rank < 1 for rank in expected])
     assert result.protocol["targets"] == {"valid": 2, "test": 2}
+    drawn = sample_negatives(data.sequences.take(np.arange(3)), num_items=6, n=2, seed=HAND_PARAMS.seed).items
+    for seed in range(20):  # user 2: item 3 after item 2, among the negatives of user 2
+        scorer = table_scorer(np.random.default_rng(seed).random((6, 6)).astype(np.float32))
+        rank = evaluate("x", Scored(scorer), data, HAND_PARAMS).ranks["test/sampled2"][2]
+        assert rank == brute_rank(scorer([np.array([2])])[0].numpy(), 3, drawn[2].tolist())
     # negatives are the same for a user's two targets
     whole = evaluate("x", Scored(table_scorer(weights)), replace(data, cuts=Cuts(*np.array([[1] * 4, [2, 1, 1, 1]]))),
                      HAND_PARAMS)  # fmt: skip
